@@ -1,0 +1,1 @@
+"""One builder per dataset; each is run, and makes a Parquet dataset."""

@@ -1,0 +1,1 @@
+"""The `hf-vlr` command line."""

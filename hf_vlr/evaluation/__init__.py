@@ -1,0 +1,1 @@
+"""Honest numbers: metrics by shot group, intervals, tables."""
