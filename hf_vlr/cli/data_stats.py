@@ -1,0 +1,58 @@
+"""`hf-vlr data stats`."""
+
+from typing import TYPE_CHECKING
+
+import click
+
+from hf_vlr.cli.grammar import overrides, settings
+from hf_vlr.cli.output import say, say_table
+from hf_vlr.errors import UserError
+
+if TYPE_CHECKING:
+    from hf_vlr.data.source import ImageSource
+    from hf_vlr.training.options import Recipe
+
+
+@click.command()
+@click.argument("spec", metavar="SOURCE")
+@settings
+def command(spec: str, words: tuple[str, ...]) -> None:
+    """Count the splits, classes, shot groups and class texts of SOURCE, as training would see them.
+
+    \b
+    hf-vlr data stats imagefolder:photos data.texts=texts.jsonl
+    hf-vlr data stats shapes-lt data.options.classes=108
+    """
+    from hf_vlr.training.options import Recipe
+    from hf_vlr.training.recipe import override_recipe
+
+    recipe = override_recipe(Recipe(task="recognition"), overrides(words, spec))
+    from hf_vlr.data.corpus import build_corpus
+    from hf_vlr.training.run_data import load_split
+
+    train = load_split(recipe, "train")
+    corpus = build_corpus(recipe.data.texts, train)
+    bare = (corpus.coverage() == 0).sum()
+    say_table([*_count(recipe, train), ("class texts", f"{len(corpus)} sentences; {bare} classes have none")])
+    counts = train.class_counts()
+    for label in counts.argsort()[::-1][:3].tolist():
+        sentence = (corpus.of(label) or ["no text"])[0]
+        say(f"  {train.class_names[label]} ({counts[label]}): {sentence}")
+
+
+def _count(recipe: "Recipe", train: "ImageSource") -> list[tuple[str, str]]:
+    from hf_vlr.evaluation.shots import shot_groups
+    from hf_vlr.training.run_data import load_split
+
+    counts = train.class_counts()
+    rows = [("split train", f"{len(train)} images, {(train.labels < 0).sum()} of them without a class")]
+    for split in ("validation", "test"):
+        try:
+            rows.append((f"split {split}", f"{len(load_split(recipe, split))} images"))
+        except UserError as missing:
+            rows.append((f"split {split}", f"none ({missing})"))
+    sizes = f" of {counts.max()} … {counts.min()} training images" if len(counts) else ""
+    rows.append(("classes", f"{train.num_classes}{sizes}"))
+    groups = shot_groups(counts, recipe.eval.rule).items()
+    rows.append((f"groups ({recipe.eval.rule})", ", ".join(f"{mask.sum()} {name}" for name, mask in groups)))
+    return rows

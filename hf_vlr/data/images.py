@@ -1,0 +1,108 @@
+"""Decoding: from a file or its bytes to an RGB picture, or to an error that names the file."""
+
+import struct
+import zlib
+from collections.abc import Sequence
+from io import BytesIO
+from pathlib import Path
+
+import numpy as np
+from datasets import Dataset
+from PIL import Image
+
+from hf_vlr.errors import UserError
+
+# What Pillow's decoders are known to raise on damaged files.
+DECODING_ERRORS = (OSError, SyntaxError, ValueError, EOFError, IndexError, struct.error, zlib.error)
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """Any Pillow picture as RGB: transparency composited on white, 16-bit grey scaled to 8 bits."""
+    if image.mode == "RGB" and "transparency" not in image.info:
+        return image
+    if image.mode.startswith("I;16") or image.mode == "I":
+        grey = np.asarray(image).astype(np.float64) / 257.0
+        return Image.fromarray(np.clip(np.rint(grey), 0, 255).astype(np.uint8)).convert("RGB")
+    if image.has_transparency_data:
+        rgba = image.convert("RGBA")
+        canvas = Image.new("RGBA", rgba.size, (255, 255, 255, 255))
+        canvas.alpha_composite(rgba)
+        return canvas.convert("RGB")
+    return image.convert("RGB")
+
+
+def decode_image(data: bytes | str | Path, name: str) -> Image.Image:
+    """Decode encoded bytes or a local file to RGB.
+
+    Raises `UserError` that begins with `name` when the file is missing, damaged, not an image, or so large
+    that decoding it could exhaust the memory (`PIL.Image.MAX_IMAGE_PIXELS`).
+    """
+    try:
+        with Image.open(BytesIO(data) if isinstance(data, bytes) else data) as image:
+            image.load()
+            return to_rgb(image)
+    except Image.DecompressionBombError as error:
+        raise UserError(f"{name}: the image is too large to decode safely; resize it or remove it") from error
+    except FileNotFoundError as error:
+        raise UserError(f"{name}: the image file does not exist; restore it or remove its row") from error
+    except DECODING_ERRORS as error:
+        raise UserError(
+            f"{name}: not a readable image ({_first_line(error)}); replace it or remove it"
+        ) from error
+
+
+class DatasetImages(Sequence):
+    """The image column of a `datasets.Dataset`, decoded on access; `images[i]` is an RGB picture.
+
+    The dataset keeps its order and this object holds `rows` into it, because `Dataset.select` by scattered
+    rows would slow down every later access.
+    """
+
+    def __init__(self, dataset: Dataset, column: str, rows: np.ndarray, name: str) -> None:
+        self._dataset, self._column, self._rows, self._name = dataset, column, rows, name
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, index: int) -> Image.Image:
+        row = int(self._rows[index])
+        value = self._dataset[row][self._column]
+        where = f"{self._name} row {row}"
+        if value is None or (value["bytes"] is None and value["path"] is None):
+            raise UserError(f"{where}: there is no image in this row; remove the row")
+        if value["bytes"] is None:
+            return decode_image(value["path"], value["path"])
+        return decode_image(value["bytes"], f"{where} ({value['path']})" if value["path"] else where)
+
+    def identity(self) -> str:
+        """A text that changes when the underlying files or the chosen rows do."""
+        files = ["/".join(Path(file["filename"]).parts[-5:]) for file in self._dataset.cache_files]
+        return f"{files}/{self._column}/{self._rows.tolist()}"
+
+
+class SelectedImages(Sequence):
+    """Some of another sequence's pictures, by index."""
+
+    def __init__(self, images: Sequence, indices: np.ndarray) -> None:
+        self.images, self.indices = images, indices
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __getitem__(self, index: int) -> Image.Image:
+        return self.images[int(self.indices[index])]
+
+    def identity(self) -> str:
+        return f"{identity_of(self.images)}/{self.indices.tolist()}"
+
+
+def identity_of(images: Sequence) -> str:
+    """The sequence's own `identity()`, or a digest of the pixels where it has none (a plain list)."""
+    if hasattr(images, "identity"):
+        return images.identity()
+    return "/".join(f"{zlib.crc32(np.asarray(image).tobytes()):08x}" for image in images)
+
+
+def _first_line(error: Exception) -> str:
+    text = str(error).splitlines()
+    return text[0] if text else type(error).__name__

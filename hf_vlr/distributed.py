@@ -1,0 +1,33 @@
+"""Features of all processes, with gradients, so that every rank sees the global batch."""
+
+import torch
+from torch import Tensor
+from torch import distributed as dist
+from torch.distributed.nn.functional import all_gather as all_gather_with_grad
+
+
+def is_distributed() -> bool:
+    """Whether more than one process takes part in this run."""
+    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+
+
+def gather_rows(local: Tensor) -> Tensor:
+    """Rows [n_r, ...] of every rank r stacked in rank order [N, ...]; differentiable for floating-point rows.
+
+    The ranks may hold different numbers of rows (n_r >= 1). Every rank computes the loss of the whole batch; the mean
+    over ranks that data parallelism takes of the gradients is then exactly the gradient of one process on the whole
+    batch, because the backward pass of the gather sums what all ranks ask of a row.
+    """
+    if not is_distributed():
+        return local
+    world = dist.get_world_size()
+    sizes = [torch.zeros(1, dtype=torch.int64, device=local.device) for _ in range(world)]
+    dist.all_gather(sizes, torch.tensor([len(local)], device=local.device))
+    longest = max(int(size) for size in sizes)
+    padded = torch.cat([local, local.new_zeros(longest - len(local), *local.shape[1:])])
+    if local.is_floating_point():
+        gathered = all_gather_with_grad(padded)
+    else:
+        gathered = [torch.empty_like(padded) for _ in range(world)]
+        dist.all_gather(gathered, padded.contiguous())
+    return torch.cat([rows[: int(size)] for rows, size in zip(gathered, sizes, strict=True)])

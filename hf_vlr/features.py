@@ -1,0 +1,178 @@
+"""Tower states of frozen towers: computed once, then trained on without the towers.
+
+Letters: `K` views, `N` images, `S` sentences, `W` tower width (before the projection).
+"""
+
+import hashlib
+import os
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import torch
+from PIL import Image
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
+from tqdm import tqdm
+
+from hf_vlr.data.images import SelectedImages, identity_of
+from hf_vlr.modeling import UniCLModel
+from hf_vlr.modeling.towers import encode_image, encode_text
+from hf_vlr.randomness import torch_seeded
+
+Transform = Callable[[Image.Image], Tensor]
+
+
+class StateCache:
+    """Tensors by content: a file is found again only when weights, pictures and transforms are the same."""
+
+    def __init__(self, folder: str | None) -> None:
+        self.folder = Path(folder) if folder else None
+
+    def get(self, key: Sequence[str], compute: Callable[[], Tensor]) -> Tensor:
+        """The tensor stored under `key`, else `compute()`, which is then stored."""
+        if self.folder is None:
+            return compute()
+        digest = hashlib.blake2b("\n".join(key).encode(), digest_size=16).hexdigest()
+        path = self.folder / f"{digest}.safetensors"
+        if path.is_file():
+            return load_file(path)["states"]
+        states = compute()
+        self.folder.mkdir(parents=True, exist_ok=True)
+        partial = path.with_suffix(f".{os.getpid()}.partial")
+        save_file({"states": states.contiguous()}, partial)
+        os.replace(partial, path)
+        return states
+
+
+class Views(Dataset):
+    """View `number // N` of image `number % N`: view 0 is the evaluation's, the others are augmented."""
+
+    def __init__(
+        self, images: Sequence, evaluation: Transform, augmentation: Transform | None, views: int
+    ) -> None:
+        self.images, self.evaluation, self.augmentation, self.views = images, evaluation, augmentation, views
+
+    def __len__(self) -> int:
+        return len(self.images) * self.views
+
+    def __getitem__(self, number: int) -> Tensor:
+        view, index = divmod(number, len(self.images))
+        if view == 0:
+            return self.evaluation(self.images[index])
+        # not the run's seed: views are part of the data, and shared by all runs on it
+        with torch_seeded(0, view, index, "view"):
+            return self.augmentation(self.images[index])
+
+
+@torch.no_grad()
+def vision_states(
+    model: UniCLModel,
+    images: Sequence,
+    evaluation: Transform,
+    augmentation: Transform | None = None,
+    *,
+    views: int = 1,
+    batch_size: int = 64,
+    workers: int = 0,
+    cache: StateCache | None = None,
+    note: str = "images",
+) -> Tensor:
+    """Pooled vision-tower states [K, N, W], float32 on the CPU, of K views of N images.
+
+    Where the images are rows chosen from a larger set and there is a cache, the larger set is encoded, so that folds
+    and splits of one dataset share its states.
+    """
+    base, rows = base_rows(images) if cache is not None and cache.folder else (images, None)
+
+    def compute() -> Tensor:
+        training = model.training
+        model.eval()
+        loader = DataLoader(Views(base, evaluation, augmentation, views), batch_size, num_workers=workers)
+        pooling = model.config.vision_pooling
+        parts = [
+            encode_image(model.vision_model, batch.to(model.device), pooling).float().cpu()
+            for batch in tqdm(
+                loader,
+                desc=f"encoding {note}",
+                unit="batch",
+                leave=False,
+                disable=None if len(loader) > 4 else True,
+            )
+        ]
+        model.train(training)
+        return torch.cat(parts).unflatten(0, (views, -1))
+
+    key = [
+        "vision",
+        digest_of(model.vision_model),
+        identity_of(base),
+        repr(evaluation),
+        repr(augmentation),
+        str(views),
+    ]
+    states = cache.get(key, compute) if cache is not None else compute()
+    return states if rows is None else states[:, rows]
+
+
+@torch.no_grad()
+def text_states(
+    model: UniCLModel,
+    sentences: Sequence[str],
+    tokenize: Callable[[list[str]], dict[str, Tensor]],
+    *,
+    batch_size: int = 256,
+    cache: StateCache | None = None,
+) -> Tensor:
+    """Pooled text-tower states [S, W], float32 on the CPU; each distinct sentence is encoded once."""
+    unique = list(dict.fromkeys(sentences))
+
+    def compute() -> Tensor:
+        training = model.training
+        model.eval()
+        # by length, so that a batch is not padded to one long sentence
+        order = sorted(range(len(unique)), key=lambda index: len(unique[index]))
+        parts = []
+        for chunk in tqdm(list(chunks(order, batch_size)), desc="encoding texts", leave=False, disable=None):
+            batch = {k: v.to(model.device) for k, v in tokenize([unique[i] for i in chunk]).items()}
+            parts.append(
+                encode_text(
+                    model.text_model,
+                    batch["input_ids"],
+                    batch["attention_mask"],
+                    batch.get("token_type_ids"),
+                    model.config.text_pooling,
+                )
+            )
+        model.train(training)
+        states = torch.cat(parts).float().cpu()
+        return states[torch.tensor(order).argsort()]
+
+    key = ["text", digest_of(model.text_model), model.config.text_pooling, *unique]
+    states = cache.get(key, compute) if cache is not None else compute()
+    position = {text: index for index, text in enumerate(unique)}
+    return states[torch.tensor([position[text] for text in sentences])]
+
+
+def base_rows(images: Sequence) -> tuple[Sequence, Tensor]:
+    """The set that `images` were chosen from, and which of its rows they are."""
+    rows = torch.arange(len(images))
+    while isinstance(images, SelectedImages):
+        rows = torch.as_tensor(images.indices)[rows]
+        images = images.images
+    return images, rows
+
+
+def digest_of(module: nn.Module) -> str:
+    """A digest of a module's weights and buffers."""
+    digest = hashlib.blake2b(digest_size=16)
+    for name, tensor in sorted(module.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def chunks(items: Sequence, size: int) -> Iterator[Sequence]:
+    """Consecutive pieces of at most `size` items."""
+    for start in range(0, len(items), size):
+        yield items[start : start + size]

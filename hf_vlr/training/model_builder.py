@@ -1,0 +1,126 @@
+"""From a recipe's model options to a dual encoder with its processor."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from transformers import AutoConfig, AutoProcessor, CLIPImageProcessor, CLIPModel, CLIPProcessor
+
+from hf_vlr.errors import UserError
+from hf_vlr.modeling import UniCLConfig, UniCLModel, VLLTRConfig, VLLTRModel
+from hf_vlr.randomness import seed_for
+from hf_vlr.training.options import Recipe
+from hf_vlr.training.tower_specs import resolve_text, resolve_vision
+
+DEFAULT_IMAGE_SIZE = 224
+MODELS: dict[str, tuple[type[UniCLConfig], type[UniCLModel]]] = {
+    "unicl": (UniCLConfig, UniCLModel),
+    "vlltr": (VLLTRConfig, VLLTRModel),
+}
+
+
+@dataclass(frozen=True)
+class DualEncoder:
+    """A dual encoder and the stock `CLIPProcessor` that belongs to it (its image processor alone without text)."""
+
+    model: UniCLModel
+    processor: CLIPProcessor | CLIPImageProcessor
+
+    @property
+    def image_processor(self) -> CLIPImageProcessor:
+        return getattr(self.processor, "image_processor", self.processor)
+
+    @property
+    def image_size(self) -> int:
+        return self.image_processor.crop_size["height"]
+
+
+def build_dual_encoder(recipe: Recipe, model_type: str, sentences: Sequence[str]) -> DualEncoder:
+    """The model a run starts from: `model.init` if given, else composed from the two tower specs.
+
+    `model_type` is "unicl" or "vlltr"; `sentences` teach a fresh text tower its vocabulary. Fresh weights depend on
+    `recipe.seed` alone.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed_for(recipe.seed, 0, 0, "init"))
+        if recipe.model.init:
+            encoder = load_dual_encoder(recipe.model.init, model_type)
+        else:
+            encoder = compose_dual_encoder(recipe, model_type, sentences)
+    if recipe.model.gradient_checkpointing:
+        encoder.model.gradient_checkpointing_enable()
+    return encoder
+
+
+def load_dual_encoder(location: str, model_type: str) -> DualEncoder:
+    """A `unicl`, `vlltr` or `clip` checkpoint (folder or Hub id) as a model of `model_type`, with its processor."""
+    config_class, model_class = MODELS[model_type]
+    try:
+        found = AutoConfig.from_pretrained(location)
+    except (OSError, ValueError) as error:
+        first = str(error).strip().splitlines()[0]
+        raise UserError(f"model.init={location}: no checkpoint there ({first})") from error
+    if found.model_type not in ("unicl", "vlltr", "clip"):
+        raise UserError(
+            f"model.init={location} is a {found.model_type!r} checkpoint; it must be unicl, vlltr or clip "
+            "(for one tower of another model use vision= or text=)"
+        )
+    if found.model_type == "clip":
+        source = CLIPModel.from_pretrained(location)
+        config = UniCLConfig.from_clip(source.config)
+    else:
+        # AutoModel of a stage-2 checkpoint is its dual encoder
+        source = MODELS[found.model_type][1].from_pretrained(location)
+        config = source.config
+    config = config_class(**shared_fields(config))
+    model = model_class(config)
+    model.load_state_dict(source.state_dict())
+    return DualEncoder(model, AutoProcessor.from_pretrained(location))
+
+
+def shared_fields(config: UniCLConfig) -> dict:
+    """The fields of a dual encoder's configuration, free of what belongs to a recogniser."""
+    return {name: getattr(config, name) for name in UniCLConfig.__annotations__}
+
+
+def compose_dual_encoder(recipe: Recipe, model_type: str, sentences: Sequence[str]) -> DualEncoder:
+    """A dual encoder from `model.vision` and `model.text`, with fresh projections."""
+    options, data = recipe.model, recipe.data
+    size = data.image_size or DEFAULT_IMAGE_SIZE
+    vision = resolve_vision(options.vision, options.vision_weights, size)
+    text = resolve_text(options.text, sentences, data.max_text_length) if options.language else None
+    config_class, model_class = MODELS[model_type]
+    config = config_class(
+        vision_config=vision.config.to_dict(),
+        text_config=text.config.to_dict() if text else None,
+        has_text_model=text is not None,
+        projection_dim=options.projection_dim,
+        logit_scale_init_value=options.logit_scale_init,
+        text_pooling=options.text_pooling or (text.pooling if text else "pooler"),
+    )
+    model = model_class(config)
+    load_tower(model.vision_model, vision.weights)
+    if text:
+        load_tower(model.text_model, text.weights)
+    image_processor = CLIPImageProcessor(
+        size={"shortest_edge": size},
+        crop_size={"height": size, "width": size},
+        image_mean=list(data.image_mean or vision.mean),
+        image_std=list(data.image_std or vision.std),
+    )
+    if text is None:
+        return DualEncoder(model, image_processor)
+    return DualEncoder(model, CLIPProcessor(image_processor=image_processor, tokenizer=text.tokenizer))
+
+
+def load_tower(tower: nn.Module, weights: dict | None) -> None:
+    """Copy pretrained weights into a tower; batch counters may be missing, nothing else."""
+    if weights is None:
+        return
+    missing, unexpected = tower.load_state_dict(dict(weights), strict=False)
+    missing = [key for key in missing if "num_batches_tracked" not in key]
+    if missing or unexpected:
+        raise UserError(
+            f"pretrained tower does not fit: {[*missing, *unexpected][0]} is missing or unexpected"
+        )

@@ -1,0 +1,312 @@
+"""The dataclasses of an experiment.
+
+A recipe is data: every key, its type, its default, its range and its help stand once, in the fields below.
+The command line, the list of keys and all error messages are made from them.
+"""
+
+import difflib
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import MISSING, Field, dataclass, field, fields, is_dataclass
+from types import UnionType
+from typing import Any, Union, get_args, get_origin
+
+from hf_vlr.errors import UserError
+
+TOWER_HELP = "timm:NAME, hf:NAME, a folder, a file, or scratch:KIND"
+PARTS = ("vision_model", "text_model", "visual_projection", "text_projection", "logit_scale")
+
+
+def about(
+    help: str,
+    *,
+    choices: Sequence[str] = (),
+    low: float = -math.inf,
+    high: float = math.inf,
+    above: float = -math.inf,
+) -> dict[str, Any]:
+    """Metadata of a field: `choices` of words; of numbers `low` and `high` (included), `above` (excluded)."""
+    return {"help": help, "choices": tuple(choices), "low": low, "high": high, "above": above}
+
+
+def option(default: Any, help: str, **limits: Any) -> Any:
+    """A field with an immutable default; `limits` as in `about`."""
+    return field(default=default, metadata=about(help, **limits))
+
+
+@dataclass
+class DataOptions:
+    """Where the images, labels and texts come from, and how they become batches."""
+
+    source: str = option("shapes-lt", "a built-in set, imagefolder:DIR, a Parquet folder or a Hub name")
+    options: dict[str, Any] = field(
+        default_factory=dict, metadata=about("settings of the source itself, e.g. data.options.classes=108")
+    )
+    texts: str | None = option(
+        None, "class texts: a JSONL, CSV or folder of .txt, captions, templates; a+b joins; null = automatic"
+    )
+    folds: int | None = option(
+        None, "cut the training data into this many folds; null = use its own splits", low=2
+    )
+    fold: int | None = option(None, "the fold that is tested, 0 … folds-1", low=0)
+    validation_fraction: float = option(0.1, "part of each class held out to choose on", low=0.0, high=0.9)
+    sampler: str = option(
+        "sqrt", "how often a class of n images is drawn", choices=("instance", "class-balanced", "sqrt")
+    )
+    split_seed: int = option(
+        0, "seed of generated data, folds and held-out parts; the run's own is `seed`", low=0
+    )
+    image_size: int | None = option(
+        None, "side of the square the model sees; null = the model's, else 224", low=8
+    )
+    image_mean: list[float] = field(
+        default_factory=list, metadata=about("channel means in [0, 1]; [] = those of the vision tower")
+    )
+    image_std: list[float] = field(
+        default_factory=list, metadata=about("channel deviations in [0, 1]; [] = those of the vision tower")
+    )
+    augment: str = option("light", "strength of the augmentation", choices=("none", "light", "strong"))
+    min_scale: float = option(0.4, "smallest area of a random crop, part of the image", above=0.0, high=1.0)
+    flip: bool = option(True, "mirror half of the training images")
+    caption_probability: float = option(
+        0.0, "chance of the image's own caption over a class text", low=0.0, high=1.0
+    )
+    max_text_length: int = option(77, "tokens kept of a text", low=2)
+    workers: int = option(0, "data-loading processes per training process", low=0)
+    cache_views: int = option(
+        0, "views whose frozen-tower states are computed once, the first not augmented; 0 = off", low=0
+    )
+    cache_dir: str | None = option(None, "folder that keeps those states for other runs; null = memory only")
+
+
+@dataclass
+class ModelOptions:
+    """The two towers and what is built on them."""
+
+    init: str | None = option(None, "folder or Hub id to start from, e.g. what stage 1 wrote")
+    vision: str = option("scratch:vit", f"vision tower: {TOWER_HELP}")
+    text: str = option("scratch:clip", f"text tower: {TOWER_HELP}")
+    vision_weights: str | None = option(
+        None, "file of weights for the vision tower; null = those it comes with"
+    )
+    projection_dim: int = option(512, "width of the space that images and texts share", low=1)
+    freeze: list[str] = field(
+        default_factory=list, metadata=about("parts that are not trained", choices=PARTS)
+    )
+    text_pooling: str | None = option(
+        None,
+        "sentence vector of the text tower; null = what suits the tower",
+        choices=("eot", "cls", "mean", "pooler"),
+    )
+    visual_head: str = option("mlp", "classifier of the visual branch", choices=("mlp", "linear"))
+    language: bool = option(True, "use language; false = the visual-only baseline")
+    num_anchors: int = option(64, "anchor sentences per class, at most", low=1)
+    fusion_weight: float | None = option(
+        0.5, "weight of the visual branch; null = chosen on validation data", low=0.0, high=1.0
+    )
+    detach_norm: bool = option(False, "no gradient through the norm of the attended sentences")
+    logit_scale_init: float = option(2.6592, "log of the initial inverse temperature")
+    max_logit_scale: float = option(100.0, "upper bound of the inverse temperature", low=1.0)
+    gradient_checkpointing: bool = option(False, "trade time for memory in the towers")
+
+
+@dataclass
+class OptimOptions:
+    """AdamW with warm-up and a cosine."""
+
+    lr: float = option(1e-3, "peak learning rate", above=0.0)
+    weight_decay: float = option(0.05, "decoupled weight decay of matrices", low=0.0)
+    betas: list[float] = field(
+        default_factory=lambda: [0.9, 0.999],
+        metadata=about("AdamW's two averaging factors", low=0.0, high=1.0),
+    )
+    eps: float = option(1e-8, "AdamW's epsilon", above=0.0)
+    warmup_fraction: float = option(0.05, "part of the steps with a rising rate", low=0.0, high=1.0)
+    min_lr_ratio: float = option(0.0, "last learning rate over the peak", low=0.0, high=1.0)
+    clip_norm: float = option(1.0, "largest norm of the gradient; 0 = no bound", low=0.0)
+    lr_scales: dict[str, float] = field(
+        default_factory=dict,
+        metadata=about("factor on lr per module, e.g. optim.lr_scales.vlltr.text_model=0.1", low=0.0),
+    )
+
+
+@dataclass
+class TrainOptions:
+    """The loop: how long, how much at once, what is kept."""
+
+    steps: int | None = option(None, "optimiser steps; null = epochs decide", low=1)
+    epochs: int = option(10, "passes over the data", low=1)
+    batch_size: int = option(128, "samples per optimiser step, over all processes", low=1)
+    accumulation: int = option(1, "parts a step's batch is computed in", low=1)
+    mixed_precision: str = option("no", "number format of the towers", choices=("no", "bf16", "fp16"))
+    log_every: int = option(20, "steps between two logged lines", low=1)
+    save_every: int = option(0, "steps between two checkpoints; 0 = at each epoch's end", low=0)
+    keep: int = option(2, "checkpoints kept", low=1)
+    compile: bool = option(False, "torch.compile the model")
+
+
+@dataclass
+class LossOptions:
+    """Terms of the objective."""
+
+    label_smoothing: float = option(0.0, "weight spread over all classes or texts", low=0.0, high=0.99)
+    distillation: float = option(0.0, "weight of the frozen teacher's targets in stage 1", low=0.0, high=1.0)
+    direction: str = option(
+        "both", "sides of the contrast", choices=("both", "image_to_text", "text_to_image")
+    )
+    visual_weight: float = option(1.0, "weight of the visual branch's loss", low=0.0)
+    language_weight: float = option(1.0, "weight of the language branch's loss", low=0.0)
+    logit_adjustment: float = option(0.0, "factor on log class frequency added in training", low=0.0)
+
+
+@dataclass
+class AnchorOptions:
+    """How the sentences that stand for a class are chosen between the stages."""
+
+    split: str = option("train", "images the sentences are scored on", choices=("train", "validation"))
+    images_per_class: int = option(50, "images per class they are scored on, at most", low=1)
+    chunk: int = option(4096, "sentences scored at a time", low=1)
+
+
+@dataclass
+class EvalOptions:
+    """What is measured, and on what."""
+
+    rule: str = option("oltr", "which classes are many, medium and few: oltr, vl-ltr or custom:HI,LO")
+    splits: list[str] = field(
+        default_factory=lambda: ["test"],
+        metadata=about("splits that are measured", choices=("train", "validation", "test", "unseen")),
+    )
+    batch_size: int = option(256, "images at a time", low=1)
+
+
+@dataclass
+class Recipe:
+    """One experiment: a task, its data, its model, and how the one is fitted to the other."""
+
+    task: str = option(MISSING, "what is trained", choices=("unicl", "cvlp", "recognition"))
+    seed: int = option(0, "seed of every random draw", low=0)
+    output: str = option("runs/untitled", "folder the run is written to; default runs/NAME-OF-THE-RECIPE")
+    data: DataOptions = field(default_factory=DataOptions)
+    model: ModelOptions = field(default_factory=ModelOptions)
+    optim: OptimOptions = field(default_factory=OptimOptions)
+    train: TrainOptions = field(default_factory=TrainOptions)
+    loss: LossOptions = field(default_factory=LossOptions)
+    anchors: AnchorOptions = field(default_factory=AnchorOptions)
+    eval: EvalOptions = field(default_factory=EvalOptions)
+
+    def check(self) -> None:
+        """Raise `UserError` for a value out of its range, and for two values that contradict each other."""
+        for key, leaf in leaves(Recipe):
+            _check_value(key, leaf, _value_at(self, key))
+        data, train = self.data, self.train
+        if data.folds is not None and data.fold is None:
+            raise UserError(
+                f"data.folds={data.folds} needs data.fold, the fold that is tested (0 … {data.folds - 1})"
+            )
+        if data.fold is not None and data.folds is not None and data.fold >= data.folds:
+            raise UserError(f"data.fold={data.fold} must be below data.folds={data.folds}")
+        if train.batch_size % train.accumulation:
+            raise UserError(
+                f"train.batch_size={train.batch_size} must be a multiple of "
+                f"train.accumulation={train.accumulation}"
+            )
+        if data.cache_views and "vision_model" not in self.model.freeze:
+            raise UserError("data.cache_views needs a frozen vision tower: add model.freeze=vision_model")
+        if len(self.optim.betas) != 2 or 1.0 in self.optim.betas:
+            raise UserError(f"optim.betas={self.optim.betas} must be two numbers below 1")
+        # Here and not at the top: the metrics need numpy, and listing the keys does not.
+        from hf_vlr.evaluation.shots import shot_rule
+
+        shot_rule(self.eval.rule)
+
+
+def describe_keys() -> list[tuple[str, str, str, str]]:
+    """(dotted key, type, default, help) of every recipe key, in the order of the dataclasses."""
+    rows = []
+    for key, leaf in leaves(Recipe):
+        choices = "|".join(leaf.metadata["choices"])
+        kind = spell_type(leaf.type) + (f": {choices}" if choices else "")
+        rows.append((key, kind, _spell_default(leaf), leaf.metadata["help"]))
+    return rows
+
+
+def leaves(section: type, prefix: str = "") -> Iterator[tuple[str, Field]]:
+    """(dotted key, field) of every key below a section's dataclass, in the order they are written."""
+    for leaf in fields(section):
+        if is_dataclass(leaf.type):
+            yield from leaves(leaf.type, f"{prefix}{leaf.name}.")
+        else:
+            yield prefix + leaf.name, leaf
+
+
+def _value_at(recipe: Recipe, key: str) -> Any:
+    value: Any = recipe
+    for name in key.split("."):
+        value = getattr(value, name)
+    return value
+
+
+def _check_value(key: str, leaf: Field, value: Any) -> None:
+    if value is None:
+        return
+    limits = leaf.metadata
+    members = value.values() if isinstance(value, dict) else value if isinstance(value, list) else [value]
+    for member in members:
+        if limits["choices"] and member not in limits["choices"]:
+            near = difflib.get_close_matches(str(member), limits["choices"], n=1)
+            hint = f"; did you mean {near[0]}?" if near else ""
+            raise UserError(f"{key}={member} is not one of {', '.join(limits['choices'])}{hint}")
+        bounded = isinstance(member, int | float) and not isinstance(member, bool)
+        inside = bounded and limits["low"] <= member <= limits["high"] and member > limits["above"]
+        if bounded and not (inside and math.isfinite(member)):
+            raise UserError(f"{key}={member} is out of range: it must be {_spell_range(limits)}")
+    if leaf.type is str and not value.strip():
+        raise UserError(f"{key} is empty; {leaf.metadata['help']}")
+
+
+def _spell_range(limits: Mapping[str, Any]) -> str:
+    parts = []
+    if math.isfinite(limits["above"]):
+        parts.append(f"above {limits['above']:g}")
+    if math.isfinite(limits["low"]):
+        parts.append(f"at least {limits['low']:g}")
+    if math.isfinite(limits["high"]):
+        parts.append(f"at most {limits['high']:g}")
+    return " and ".join(parts) or "a finite number"
+
+
+def split_optional(kind: Any) -> tuple[bool, Any]:
+    """Whether an annotation allows None, and what it is otherwise."""
+    if get_origin(kind) in {Union, UnionType}:
+        return True, next(part for part in get_args(kind) if part is not type(None))
+    return False, kind
+
+
+def spell_type(kind: Any) -> str:
+    """An annotation in a user's words, e.g. `int | None` as "a whole number or null"."""
+    optional, kind = split_optional(kind)
+    names = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
+    if get_origin(kind) is list:
+        spelled = "a list of numbers" if get_args(kind)[0] is float else "a list of texts"
+    elif get_origin(kind) is dict:
+        spelled = "names with numbers" if get_args(kind)[1] is float else "names with values"
+    else:
+        spelled = names[kind]
+    return f"{spelled} or null" if optional else spelled
+
+
+def _spell_default(leaf: Field) -> str:
+    if leaf.default_factory is not MISSING:
+        default = leaf.default_factory()
+    elif leaf.default is MISSING:
+        return "required"
+    else:
+        default = leaf.default
+    if default is None:
+        return "null"
+    if isinstance(default, bool):
+        return str(default).lower()
+    if isinstance(default, list):
+        return f"[{', '.join(map(str, default))}]"
+    return str(default)

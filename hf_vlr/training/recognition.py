@@ -1,0 +1,126 @@
+"""Stage 2: recognition guided by anchor sentences (VL-LTR), and its visual-only baseline."""
+
+import torch
+
+from hf_vlr.anchors import gather_anchor_features
+from hf_vlr.data.batches import Collator, TrainingSet
+from hf_vlr.data.source import ImageSource
+from hf_vlr.evaluation.fusion import choose_fusion_weight
+from hf_vlr.evaluation.predictors import Scores, image_vectors, project, recognise
+from hf_vlr.features import Transform, text_states
+from hf_vlr.modeling import VLLTRConfig, VLLTRForImageClassification, VLLTRModel
+from hf_vlr.randomness import seed_for
+from hf_vlr.training.context import Context
+from hf_vlr.training.contrast import choose_anchors, epoch_keys, name_classes, training_views
+from hf_vlr.training.loaders import ImageBatches, StateBatches
+from hf_vlr.training.model_builder import DualEncoder, build_dual_encoder, shared_fields
+from hf_vlr.training.run_data import RunData, transforms
+from hf_vlr.training.run_folder import open_folder, save_model, write_evaluation
+from hf_vlr.training.tasks import RecognitionTask
+from hf_vlr.training.trainer import Batches, Trainer
+
+# α while training; the choice on validation data comes after, and the loss does not depend on it
+NEUTRAL_FUSION_WEIGHT = 0.5
+
+
+def fit_recognition(context: Context, data: RunData) -> None:
+    """Choose anchors, train the head (and whatever is not frozen), choose α, evaluate, write."""
+    recipe, accelerator = context.recipe, context.accelerator
+    encoder = build_dual_encoder(recipe, "vlltr", data.corpus.texts if data.corpus else [])
+    model = build_recogniser(context, data, encoder)
+    evaluation, augmentation = transforms(recipe.data, encoder.image_processor)
+    if data.corpus is not None:
+        give_anchors(context, data, model, encoder, evaluation)
+    task = RecognitionTask(model, recipe.model, recipe.loss, model.head.class_counts.cpu())
+    batches = recognition_batches(context, data, model, evaluation, augmentation)
+    open_folder(context)
+    summary = Trainer(task, batches, recipe, context.folder, accelerator).fit(context.resume)
+    if not accelerator.is_main_process:
+        return
+    model.eval()
+
+    def scores(source: ImageSource) -> Scores:
+        features = image_vectors(
+            model.vlltr, source, evaluation, batch_size=recipe.eval.batch_size, cache=context.cache
+        )
+        return recognise(model, features)
+
+    if data.corpus is not None:
+        data.corpus.save(context.folder / "texts.jsonl")
+        if recipe.model.fusion_weight is None:
+            branches = scores(data.validation)
+            model.config.fusion_weight = choose_fusion_weight(
+                branches["visual"], branches["language"], data.validation.labels
+            )
+        summary["fusion_weight"] = model.config.fusion_weight
+    write_evaluation(context, data, scores, encoder.image_size, summary)
+    save_model(model, encoder.processor, context.folder)
+
+
+def build_recogniser(context: Context, data: RunData, encoder: DualEncoder) -> VLLTRForImageClassification:
+    """A recogniser around the encoder, with a fresh head that depends on the seed alone."""
+    recipe, accelerator = context.recipe, context.accelerator
+    options = recipe.model
+    weight = NEUTRAL_FUSION_WEIGHT if options.fusion_weight is None else options.fusion_weight
+    config = VLLTRConfig(
+        **shared_fields(encoder.model.config),
+        num_labels=data.train.num_classes,
+        num_anchors=options.num_anchors if data.corpus is not None else 0,
+        fusion_weight=weight,
+        detach_norm=options.detach_norm,
+        visual_head=options.visual_head,
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed_for(recipe.seed, 0, 0, "head"))
+        model = VLLTRForImageClassification(config)
+    model.vlltr.load_state_dict(encoder.model.state_dict())
+    name_classes(model, data.train.class_names)
+    model.head.class_counts.copy_(torch.from_numpy(data.train.class_counts()))
+    if options.gradient_checkpointing:
+        model.gradient_checkpointing_enable()
+    return model.to(accelerator.device)
+
+
+def give_anchors(
+    context: Context,
+    data: RunData,
+    model: VLLTRForImageClassification,
+    encoder: DualEncoder,
+    evaluation: Transform,
+) -> None:
+    """Encode the corpus, keep the M best sentences of each class and store them in the head."""
+    recipe, corpus = context.recipe, data.corpus
+    vlltr: VLLTRModel = model.vlltr
+    tokenize = Collator(encoder.processor.tokenizer, recipe.data.max_text_length).tokenize
+    states = text_states(vlltr, corpus.texts, tokenize, cache=context.cache)
+    features = project(vlltr.text_projection, states, vlltr.device)
+    selection = choose_anchors(recipe, data, vlltr, features, evaluation, context.cache)
+    sentences = [[corpus.texts[i] if i >= 0 else "" for i in row] for row in selection.index.tolist()]
+    used = selection.index[selection.mask].tolist()
+    provenance = sorted({(corpus.sources[i], corpus.licenses[i]) for i in used})
+    model.set_anchors(
+        gather_anchor_features(features, selection).to(vlltr.device),
+        selection.mask.to(vlltr.device),
+        sentences,
+        {
+            "split": recipe.anchors.split,
+            "images_per_class": recipe.anchors.images_per_class,
+            "texts": [{"source": source, "license": license} for source, license in provenance],
+        },
+    )
+
+
+def recognition_batches(
+    context: Context,
+    data: RunData,
+    model: VLLTRForImageClassification,
+    evaluation: Transform,
+    augmentation: Transform,
+) -> Batches:
+    """Pictures, or states of the frozen vision tower where `data.cache_views` asks for them."""
+    recipe, keys = context.recipe, epoch_keys(context, data.train)
+    if recipe.data.cache_views:
+        views = training_views(context, data, model.vlltr, evaluation, augmentation)
+        return StateBatches(data.train, views, keys, recipe.seed)
+    dataset = TrainingSet(data.train, None, augmentation, recipe.seed)
+    return ImageBatches(dataset, Collator(None), keys, recipe.data.workers)

@@ -1,0 +1,46 @@
+"""One run: a recipe becomes a folder that holds a model, what it was made from and what it is worth."""
+
+from pathlib import Path
+
+from accelerate import Accelerator, DistributedDataParallelKwargs
+from accelerate.utils import set_seed
+
+from hf_vlr.features import StateCache
+from hf_vlr.training.context import Context
+from hf_vlr.training.contrast import fit_contrast
+from hf_vlr.training.options import Recipe
+from hf_vlr.training.recipe import load_recipe
+from hf_vlr.training.recognition import fit_recognition
+from hf_vlr.training.run_data import load_run_data
+from hf_vlr.training.run_folder import check_folder
+
+
+def train_recipe(
+    recipe: str | Path, overrides: list[str] | None = None, out: str | None = None, resume: bool = False
+) -> Path:
+    """Train what a recipe describes and return the folder it was written to.
+
+    The folder holds the model (`config.json`, `model.safetensors`, the processor, the code that loads it without this
+    package), `recipe.yaml`, `texts.jsonl`, `log.jsonl`, `metrics.json`, `per_class.csv`, `predictions.npz` and
+    `checkpoints/`. The model is written last: where it is, the run was complete. Raises `UserError` for whatever the
+    user can mend, before anything is written where that is possible.
+    """
+    words = list(overrides or []) + ([f"output={out}"] if out else [])
+    return run(load_recipe(recipe, words), resume)
+
+
+def run(recipe: Recipe, resume: bool = False) -> Path:
+    """`train_recipe` for a recipe that is already loaded."""
+    folder = Path(recipe.output)
+    check_folder(folder, resume)
+    accelerator = Accelerator(
+        mixed_precision=recipe.train.mixed_precision,
+        kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
+    )
+    set_seed(recipe.seed)
+    data = load_run_data(recipe)
+    context = Context(recipe, folder, accelerator, StateCache(recipe.data.cache_dir), resume)
+    fit = fit_recognition if recipe.task == "recognition" else fit_contrast
+    fit(context, data)
+    accelerator.wait_for_everyone()
+    return folder

@@ -1,0 +1,54 @@
+"""What a run reads: its splits, its class texts, and the transforms that fit its model."""
+
+from dataclasses import dataclass
+
+from transformers import CLIPImageProcessor
+
+from hf_vlr.data.corpus import ClassTextCorpus, build_corpus
+from hf_vlr.data.source import ImageSource, check_source, load_source
+from hf_vlr.data.transforms import build_eval_transform, build_train_transform
+from hf_vlr.features import Transform
+from hf_vlr.training.options import DataOptions, Recipe
+
+
+@dataclass(frozen=True)
+class RunData:
+    """The training split, the validation split and the corpus (None for a model without language)."""
+
+    train: ImageSource
+    validation: ImageSource
+    corpus: ClassTextCorpus | None
+
+
+def load_split(recipe: Recipe, split: str) -> ImageSource:
+    """One split of the recipe's dataset."""
+    data = recipe.data
+    return load_source(
+        data.source,
+        split,
+        seed=data.split_seed,
+        folds=data.folds,
+        fold=data.fold,
+        validation_fraction=data.validation_fraction,
+        options=data.options,
+    )
+
+
+def load_run_data(recipe: Recipe) -> RunData:
+    """All that training reads; raises `UserError` before any work for a class without images or without text."""
+    train = load_split(recipe, "train")
+    check_source(train)
+    corpus = None
+    if recipe.model.language:
+        corpus = build_corpus(recipe.data.texts, train)
+        corpus.require_every_class(train.class_names)
+    return RunData(train, load_split(recipe, "validation"), corpus)
+
+
+def transforms(data: DataOptions, processor: CLIPImageProcessor) -> tuple[Transform, Transform]:
+    """(evaluation, training) transform; the evaluation's is what the saved processor computes."""
+    size, mean, std = processor.crop_size["height"], processor.image_mean, processor.image_std
+    # the processor's shortest edge over its crop, e.g. 1 where it keeps the whole side
+    evaluation = build_eval_transform(size, mean, std, crop_pct=size / processor.size["shortest_edge"])
+    training = build_train_transform(size, mean, std, data.augment, min_scale=data.min_scale, flip=data.flip)
+    return evaluation, training

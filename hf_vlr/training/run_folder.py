@@ -1,0 +1,142 @@
+"""The folder of a run: opened once training begins, completed by its evaluation and its model."""
+
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from hf_vlr.data.source import ImageSource
+from hf_vlr.errors import UserError
+from hf_vlr.evaluation.metrics import per_class_table
+from hf_vlr.evaluation.predictors import Scores
+from hf_vlr.evaluation.report import metrics_document, render_table, write_metrics
+from hf_vlr.modeling.modeling_unicl import UniCLPreTrainedModel
+from hf_vlr.training.context import Context
+from hf_vlr.training.options import Recipe
+from hf_vlr.training.recipe import load_recipe, recipe_to_yaml
+from hf_vlr.training.run_data import RunData, load_split
+
+RECIPE_FILE = "recipe.yaml"
+PREDICTIONS_FILE = "predictions.npz"
+# keys that may differ between a run and its continuation: they change nothing that is computed
+FREE_KEYS = ("output", "data.workers", "data.cache_dir", "train.keep", "train.log_every", "train.save_every")
+
+
+def check_folder(folder: Path, resume: bool) -> None:
+    """Raise `UserError` where a run would mix with another one."""
+    if folder.is_file():
+        raise UserError(f"output={folder} is a file; name a folder")
+    occupied = folder.is_dir() and any(folder.iterdir())
+    if occupied and not (folder / RECIPE_FILE).is_file():
+        raise UserError(f"output={folder} holds other files; name a new folder with out=")
+    if occupied and not resume:
+        raise UserError(
+            f"output={folder} already holds a run; go on with --resume, or name another folder with out="
+        )
+
+
+def open_folder(context: Context) -> None:
+    """Make the run's folder and write its recipe, once everything before training has gone well.
+
+    Raises `UserError` when a resumed run's recipe differs from the one the folder was begun with.
+    """
+    path = context.folder / RECIPE_FILE
+    if context.resume and path.is_file():
+        changed = first_difference(load_recipe(path), context.recipe)
+        if changed:
+            raise UserError(f"cannot resume {context.folder} with another {changed}; start anew with out=")
+    if context.accelerator.is_main_process:
+        context.folder.mkdir(parents=True, exist_ok=True)
+        path.write_text(recipe_to_yaml(context.recipe), encoding="utf-8")
+    context.accelerator.wait_for_everyone()
+
+
+def first_difference(before: Any, after: Any, prefix: str = "") -> str | None:
+    """The dotted key of the first value in which two recipes differ, `FREE_KEYS` aside."""
+    for name, old in vars(before).items():
+        new, key = getattr(after, name), prefix + name
+        if hasattr(old, "__dataclass_fields__"):
+            found = first_difference(old, new, f"{key}.")
+            if found:
+                return found
+        elif old != new and key not in FREE_KEYS:
+            return key
+    return None
+
+
+def write_evaluation(
+    context: Context,
+    data: RunData,
+    scores: Callable[[ImageSource], Scores],
+    image_size: int,
+    training: dict[str, Any],
+) -> None:
+    """Measure the recipe's splits (the first one named is the run's `metrics.json`) and show the table.
+
+    `scores` gives each predictor's log-probabilities [N, C] of a source. `predictions.npz` keeps those of the first
+    split with its labels.
+    """
+    recipe = context.recipe
+    for number, split in enumerate(recipe.eval.splits):
+        source = load_split(recipe, split)
+        predictors = scores(source)
+        document = metrics_document(
+            predictors,
+            source.labels,
+            data.train.class_counts(),
+            source.class_names,
+            recipe.eval.rule,
+            protocol(recipe, split, image_size, training),
+        )
+        folder = context.folder if number == 0 else context.folder / split
+        folder.mkdir(exist_ok=True)
+        counts, names = data.train.class_counts(), source.class_names
+        tables = {
+            name: per_class_table(values, source.labels, counts, names, recipe.eval.rule)
+            for name, values in predictors.items()
+        }
+        np.savez_compressed(folder / PREDICTIONS_FILE, labels=source.labels, **predictors)
+        write_metrics(folder, document, tables)
+        print(f"{split}: {len(source)} images")
+        print(render_table(document["predictors"]))
+
+
+def protocol(recipe: Recipe, split: str, image_size: int, training: dict[str, Any]) -> dict[str, Any]:
+    """What a reader must know before comparing the numbers with others."""
+    fresh = recipe.model.vision.startswith("scratch:") and not recipe.model.init
+    return {
+        "split": split
+        if recipe.data.fold is None
+        else f"{split} (fold {recipe.data.fold} of {recipe.data.folds})",
+        "resolution": image_size,
+        "test_time_augmentation": None,
+        "pretraining": None if fresh else recipe.model.init or recipe.model.vision,
+        "texts": recipe.data.texts or "the dataset's own" if recipe.model.language else None,
+        "seed": recipe.seed,
+        "source": recipe.data.source,
+        "task": recipe.task,
+        "training": training,
+        "device": device_note(),
+    }
+
+
+def save_model(model: UniCLPreTrainedModel, processor: Any, folder: Path) -> None:
+    """Write the model and its processor into the run's folder: first beside it, then moved, `config.json` last."""
+    partial = folder / ".model.partial"
+    shutil.rmtree(partial, ignore_errors=True)
+    processor.save_pretrained(partial)
+    model.save_pretrained(partial)
+    for file in sorted(partial.iterdir(), key=lambda path: path.name == "config.json"):
+        os.replace(file, folder / file.name)
+    partial.rmdir()
+
+
+def device_note() -> str:
+    """Where a run was computed, in words."""
+    if torch.cuda.is_available():
+        return torch.cuda.get_device_name()
+    return f"CPU, {torch.get_num_threads()} threads"

@@ -1,0 +1,64 @@
+# SPDX-License-Identifier: MIT
+"""Configuration of VL-LTR: the dual encoder of stage 1 and the recogniser of stage 2 share it."""
+
+from typing import Any
+
+from transformers.configuration_utils import PreTrainedConfig, strict
+
+from .configuration_unicl import UniCLConfig
+
+VISUAL_HEADS = ("mlp", "linear")
+
+
+@strict
+class VLLTRConfig(UniCLConfig):
+    """Configuration of `VLLTRModel` and `VLLTRForImageClassification`.
+
+    Args:
+        num_anchors: M, anchor sentences kept per class; 0 makes a visual-only recogniser (the baseline).
+        fusion_weight: α in [0, 1], the weight of the *visual* branch in the fused probability.
+        detach_norm: whether the norm of the attended sentence vector is held constant in the backward pass (the
+            variant of the paper's code for iNaturalist); the forward value is the same.
+        visual_head: `mlp` (D -> 4D -> C with ReLU) or `linear` (D -> C).
+        num_sentence_bytes: size of the UTF-8 buffer that holds the anchor sentences.
+        anchor_selection: where the anchors came from (split, images per class, text sources and their licenses).
+
+    The number of classes C is `num_labels`, at least 2; the class names are `id2label`.
+    """
+
+    model_type = "vlltr"
+
+    num_anchors: int = 64
+    fusion_weight: int | float = 0.2
+    detach_norm: bool = False
+    visual_head: str = "mlp"
+    num_sentence_bytes: int = 0
+    anchor_selection: dict | None = None
+
+    def validate_architecture(self) -> None:
+        """Checks across fields; called by the strict dataclass."""
+        super().validate_architecture()
+        if self.visual_head not in VISUAL_HEADS:
+            raise ValueError(f"visual_head {self.visual_head!r} is none of {', '.join(VISUAL_HEADS)}")
+        if not 0.0 <= self.fusion_weight <= 1.0:
+            raise ValueError(f"fusion_weight must lie in [0, 1], not {self.fusion_weight}")
+        if self.num_anchors < 0 or self.num_sentence_bytes < 0:
+            raise ValueError("num_anchors and num_sentence_bytes must not be negative")
+        if self.num_anchors and not self.has_text_model and self.anchor_selection is None:
+            # a converted checkpoint has anchors but no text tower; a fresh one would have no way to make them
+            self.anchor_selection = {"source": "unknown"}
+
+    @classmethod
+    def from_dual_encoder(cls, config: PreTrainedConfig, **overrides: Any) -> "VLLTRConfig":
+        """This configuration around another dual encoder's towers (`unicl`, `vlltr` or `clip`)."""
+        shared = {
+            "text_config": config.text_config.to_dict() if config.text_config is not None else None,
+            "vision_config": config.vision_config.to_dict(),
+        }
+        for name in UniCLConfig.__annotations__:
+            if name not in shared and hasattr(config, name):
+                shared[name] = getattr(config, name)
+        return cls(**{**shared, **overrides})
+
+
+__all__ = ["VLLTRConfig"]

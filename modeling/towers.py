@@ -1,0 +1,130 @@
+# SPDX-License-Identifier: MIT
+"""Towers: builds, pools and measures any vision or text encoder. The only place that knows their kinds.
+
+Letters: `N` images or texts, `L` tokens, `H` height, `W` width, `K` tower width.
+"""
+
+import inspect
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoModel
+from transformers.configuration_utils import PreTrainedConfig
+
+# the most tokens a text tower is given when its config names no limit of positions
+DEFAULT_TEXT_LENGTH = 512
+
+
+def build_tower(config: PreTrainedConfig) -> nn.Module:
+    """The encoder that `config` describes, with fresh weights (`from_pretrained` of the whole model loads them)."""
+    return AutoModel.from_config(config)
+
+
+def vision_width(tower: nn.Module) -> int:
+    """K, the width of a vision tower's pooled feature; raises `ValueError` for a tower that states none."""
+    timm_model = getattr(tower, "timm_model", None)
+    if timm_model is not None:
+        return getattr(timm_model, "head_hidden_size", None) or timm_model.num_features
+    config = tower.config
+    if isinstance(getattr(tower, "num_features", None), int):  # Swin, FocalNet
+        return tower.num_features
+    if getattr(config, "hidden_sizes", None):  # ResNet, RegNet, ConvNeXt
+        return config.hidden_sizes[-1]
+    if isinstance(getattr(config, "hidden_size", None), int):
+        return config.hidden_size
+    raise ValueError(f"cannot tell the feature width of a {config.model_type!r} vision tower")
+
+
+def text_width(tower: nn.Module) -> int:
+    """K, the width of a text tower's states; raises `ValueError` for a tower that states none."""
+    for name in ("hidden_size", "d_model", "dim"):
+        if isinstance(getattr(tower.config, name, None), int):
+            return getattr(tower.config, name)
+    raise ValueError(f"cannot tell the feature width of a {tower.config.model_type!r} text tower")
+
+
+def text_length(config: PreTrainedConfig) -> int:
+    """L, the most tokens the text tower has positions for."""
+    limit = getattr(config, "max_position_embeddings", None) or DEFAULT_TEXT_LENGTH
+    # RoBERTa-like towers count positions from padding_idx + 1
+    return limit - 2 if config.model_type in ("roberta", "xlm-roberta", "camembert", "mpnet") else limit
+
+
+def encode_image(tower: nn.Module, pixel_values: Tensor, pooling: str) -> Tensor:
+    """Pooled image feature [N, K] of `pixel_values` [N, 3, H, W].
+
+    `pooler` takes what the tower pools itself (for a convolutional one its average over positions) and falls back to
+    `mean` where it has no pooler.
+    """
+    outputs = tower(pixel_values)
+    pooled = getattr(outputs, "pooler_output", None)
+    if pooling == "pooler" and pooled is not None:
+        return pooled.flatten(1)
+    states = outputs.last_hidden_state
+    if states.ndim == 4:  # [N, K, H, W] of a convolutional tower
+        states = states.flatten(2).transpose(1, 2)
+    return states[:, 0] if pooling == "cls" else states.mean(dim=1)
+
+
+def encode_text(
+    tower: nn.Module,
+    input_ids: Tensor,
+    attention_mask: Tensor | None,
+    token_type_ids: Tensor | None,
+    pooling: str,
+) -> Tensor:
+    """Pooled text feature [N, K] of `input_ids` [N, L]; over-long texts are cut to what the tower has positions for.
+
+    A cut keeps the end-of-text token in the last place, because `eot` (and CLIP's `pooler`) reads the state there.
+    """
+    limit = text_length(tower.config)
+    if input_ids.shape[1] > limit:
+        input_ids = cut_texts(input_ids, limit, getattr(tower.config, "eos_token_id", None))
+        attention_mask = None if attention_mask is None else attention_mask[:, :limit]
+        token_type_ids = None if token_type_ids is None else token_type_ids[:, :limit]
+    extra = {}
+    if token_type_ids is not None and "token_type_ids" in inspect.signature(tower.forward).parameters:
+        extra["token_type_ids"] = token_type_ids
+    outputs = tower(input_ids=input_ids, attention_mask=attention_mask, **extra)
+    if pooling == "pooler":
+        pooled = getattr(outputs, "pooler_output", None)
+        if pooled is None:
+            raise ValueError(
+                f"a {tower.config.model_type!r} text tower has no pooler; use text_pooling cls or mean"
+            )
+        return pooled
+    states = outputs.last_hidden_state
+    if pooling == "cls":
+        return states[:, 0]
+    if pooling == "eot":
+        return states[torch.arange(len(states), device=states.device), end_of_text(input_ids, tower.config)]
+    if attention_mask is None:
+        return states.mean(dim=1)
+    weights = attention_mask.unsqueeze(-1).to(states.dtype)
+    return (states * weights).sum(dim=1) / weights.sum(dim=1).clamp_min(1.0)
+
+
+def cut_texts(input_ids: Tensor, limit: int, eos_token_id: int | list[int] | None) -> Tensor:
+    """The first `limit` tokens of each text [N, L]; a text that loses its end-of-text token gets it back at the end."""
+    kept = input_ids[:, :limit].clone()
+    if isinstance(eos_token_id, int):
+        lost = ~(kept == eos_token_id).any(dim=1) & (input_ids == eos_token_id).any(dim=1)
+        kept[:, -1] = torch.where(lost, torch.full_like(kept[:, -1], eos_token_id), kept[:, -1])
+    return kept
+
+
+def end_of_text(input_ids: Tensor, config: PreTrainedConfig) -> Tensor:
+    """Position [N] of the first end-of-text token of each text [N, L]."""
+    if not isinstance(config.eos_token_id, int):
+        raise ValueError(
+            f"text_pooling eot needs one eos_token_id in the text config, not {config.eos_token_id!r}"
+        )
+    return (input_ids == config.eos_token_id).int().argmax(dim=1)
+
+
+def set_checkpointing(tower: nn.Module, enable: bool, **options) -> bool:
+    """Switch activation checkpointing of one tower; returns whether the tower has any."""
+    if not getattr(tower, "supports_gradient_checkpointing", False):
+        return False
+    tower._set_gradient_checkpointing(enable=enable, **options)
+    return True
