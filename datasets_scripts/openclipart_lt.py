@@ -78,9 +78,7 @@ def build(
     if sample is not None:
         classes = _sampled(classes, sample)
     if len(classes) < 2:
-        raise UserError(
-            f"{root}: fewer than two classes with at least {min_images} drawings; lower min_images"
-        )
+        raise UserError(f"{root}: fewer than two classes with at least {min_images} drawings; lower min_images")
     names = sorted(classes)
     features = Features(
         {
@@ -161,9 +159,7 @@ def _rows(
                 "group": groups.setdefault(drawing.content, len(groups)),
             }
     except BrokenProcessPool as error:
-        raise UserError(
-            "a process ran out of memory; lower num_proc to 1 or max_pixels to 200000000"
-        ) from error
+        raise UserError("a process ran out of memory; lower num_proc to 1 or max_pixels to 200000000") from error
     finally:
         pool.shutdown(cancel_futures=True)
 

@@ -82,9 +82,7 @@ def score_sentences_reference(
     """`score_sentences` straight from its definition, one sentence at a time."""
     images = normalize(image_features, dim=-1)
     scores = torch.full((len(text_features),), torch.inf)
-    for position, (feature, label) in enumerate(
-        zip(normalize(text_features, dim=-1), text_labels, strict=True)
-    ):
+    for position, (feature, label) in enumerate(zip(normalize(text_features, dim=-1), text_labels, strict=True)):
         own = image_labels == label
         if own.any():
             scores[position] = -torch.log_softmax(logit_scale * (images @ feature), dim=0)[own].mean()
@@ -111,9 +109,7 @@ def select_anchors(
     if not len(scores) == len(labels) == len(labels if texts is None else texts):
         raise UserError("sentence scores, labels and texts differ in length: score the whole corpus once")
     if scores.isnan().any():
-        raise UserError(
-            f"the score of sentence {int(scores.isnan().nonzero()[0])} is NaN: score the corpus again"
-        )
+        raise UserError(f"the score of sentence {int(scores.isnan().nonzero()[0])} is NaN: score the corpus again")
     if len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < num_classes:
         raise UserError(f"a sentence has a label outside 0..{num_classes - 1}: check the class-text corpus")
     order = torch.argsort(scores, stable=True)
@@ -123,9 +119,7 @@ def select_anchors(
     sizes = torch.bincount(labels[order], minlength=num_classes)
     if bool((sizes == 0).any()):
         empty = (sizes == 0).nonzero().flatten().tolist()
-        raise UserError(
-            f"class {empty[0]} has no sentence ({len(empty)} such): add a text for it to the corpus"
-        )
+        raise UserError(f"class {empty[0]} has no sentence ({len(empty)} such): add a text for it to the corpus")
     rank = torch.arange(len(order)) - (sizes.cumsum(0) - sizes)[labels[order]]
     kept = rank < num_anchors
     index = torch.full((num_classes, num_anchors), -1, dtype=torch.int64)

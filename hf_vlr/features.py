@@ -48,9 +48,7 @@ class StateCache:
 class Views(Dataset):
     """View `number // N` of image `number % N`: view 0 is the evaluation's, the others are augmented."""
 
-    def __init__(
-        self, images: Sequence, evaluation: Transform, augmentation: Transform | None, views: int
-    ) -> None:
+    def __init__(self, images: Sequence, evaluation: Transform, augmentation: Transform | None, views: int) -> None:
         self.images, self.evaluation, self.augmentation, self.views = images, evaluation, augmentation, views
 
     def __len__(self) -> int:

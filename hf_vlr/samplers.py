@@ -10,9 +10,7 @@ from hf_vlr.randomness import numpy_generator, seed_for
 POWERS = {"instance": 0.0, "sqrt": -0.5, "class-balanced": -1.0}
 
 
-def epoch_order(
-    labels: np.ndarray, strategy: str, seed: int, epoch: int, num_samples: int | None = None
-) -> np.ndarray:
+def epoch_order(labels: np.ndarray, strategy: str, seed: int, epoch: int, num_samples: int | None = None) -> np.ndarray:
     """Row indices of one epoch, int64 `[num_samples]` (default N), a function of the arguments alone.
 
     labels: int64 `[N]`; -1 marks image-text pairs.

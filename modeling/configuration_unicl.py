@@ -66,9 +66,7 @@ class UniCLConfig(PreTrainedConfig):
         if self.text_pooling not in TEXT_POOLINGS:
             raise ValueError(f"text_pooling {self.text_pooling!r} is none of {', '.join(TEXT_POOLINGS)}")
         if self.vision_pooling not in VISION_POOLINGS:
-            raise ValueError(
-                f"vision_pooling {self.vision_pooling!r} is none of {', '.join(VISION_POOLINGS)}"
-            )
+            raise ValueError(f"vision_pooling {self.vision_pooling!r} is none of {', '.join(VISION_POOLINGS)}")
         if self.projection_dim < 1:
             raise ValueError(f"projection_dim must be positive, not {self.projection_dim}")
 

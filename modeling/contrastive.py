@@ -148,9 +148,7 @@ def distillation_loss(
     with _full_precision(image_features):
         queries, keys, multiplicity = _scaled_vectors(image_features, text_features, logit_scale, text_index)
         with torch.no_grad():
-            teacher = _scaled_vectors(
-                teacher_image_features, teacher_text_features, teacher_logit_scale, text_index
-            )
+            teacher = _scaled_vectors(teacher_image_features, teacher_text_features, teacher_logit_scale, text_index)
             expected_keys, expected_queries = _teacher_expectations(
                 teacher[0].to(queries.dtype),
                 teacher[1].to(queries.dtype),
@@ -177,9 +175,7 @@ def distillation_loss_reference(
 ) -> Tensor:
     """`distillation_loss` by its definition, on dense [N, N] matrices."""
     student = _dense_logits(image_features, text_features, logit_scale, text_index)
-    teacher = _dense_logits(
-        teacher_image_features, teacher_text_features, teacher_logit_scale, text_index
-    ).detach()
+    teacher = _dense_logits(teacher_image_features, teacher_text_features, teacher_logit_scale, text_index).detach()
     image_to_text = -(teacher.softmax(1) * student.log_softmax(1)).sum(1).mean()
     text_to_image = -(teacher.T.softmax(1) * student.T.log_softmax(1)).sum(1).mean()
     return 0.5 * (image_to_text + text_to_image)
@@ -293,9 +289,7 @@ def _teacher_expectations(
     for start in range(0, len(queries), chunk_size):
         part = slice(start, start + chunk_size)
         tile = teacher_queries[part] @ teacher_keys.T
-        weights = _tile_weights(
-            tile, rows[part], columns, torch.ones_like(rows[part]), multiplicity, multiplicity
-        )
+        weights = _tile_weights(tile, rows[part], columns, torch.ones_like(rows[part]), multiplicity, multiplicity)
         torch.mm(weights, keys, out=expected_keys[part])
         expected_queries.addmm_(weights.T, queries[part])
     return expected_keys, expected_queries
@@ -364,9 +358,7 @@ def _check_pairs(
             raise ValueError(f"{images[0]} images and {texts[0]} texts need a text_index")
         return
     if tuple(text_index.shape) != images[:1] or text_index.dtype not in (torch.int64, torch.int32):
-        raise ValueError(
-            f"text_index must hold {images[0]} integers, got {text_index.dtype} {tuple(text_index.shape)}"
-        )
+        raise ValueError(f"text_index must hold {images[0]} integers, got {text_index.dtype} {tuple(text_index.shape)}")
     low, high = torch.stack(text_index.aminmax()).tolist()
     if low < 0 or high >= texts[0]:
         raise ValueError(f"text_index must lie in [0, {texts[0]}), got {low} to {high}")

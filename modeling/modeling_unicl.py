@@ -133,12 +133,8 @@ class UniCLModel(UniCLPreTrainedModel):
         Raises `ValueError` for a checkpoint that has no text tower.
         """
         if self.text_model is None:
-            raise ValueError(
-                "this checkpoint has no text tower (has_text_model is false): it cannot read text"
-            )
-        pooled = encode_text(
-            self.text_model, input_ids, attention_mask, token_type_ids, self.config.text_pooling
-        )
+            raise ValueError("this checkpoint has no text tower (has_text_model is false): it cannot read text")
+        pooled = encode_text(self.text_model, input_ids, attention_mask, token_type_ids, self.config.text_pooling)
         return self.text_projection(pooled)
 
     def forward(

@@ -86,9 +86,7 @@ class LanguageGuidedHead(nn.Module):
             self._gram = anchor_gram(self.anchors)
         return self._gram
 
-    def language(
-        self, features: Tensor, scale: Tensor, return_attention: bool
-    ) -> tuple[Tensor, Tensor | None]:
+    def language(self, features: Tensor, scale: Tensor, return_attention: bool) -> tuple[Tensor, Tensor | None]:
         """Language logits [B, C] of raw image features [B, D], and the attention [B, C, M] when asked for."""
         result = language_guided_logits(
             features,
@@ -111,14 +109,8 @@ class LanguageGuidedHead(nn.Module):
     def set_anchors(self, features: Tensor, mask: Tensor, sentences: Sequence[Sequence[str]]) -> None:
         """Store anchor features [C, M, D], their mask [C, M] (True = real) and `sentences[c][m]` ("" where padded)."""
         encoded = [text.encode() for row in sentences for text in row]
-        if (
-            features.shape != self.anchors.shape
-            or len(encoded) != mask.numel()
-            or mask.shape != features.shape[:2]
-        ):
-            raise ValueError(
-                f"anchors must have the shape {tuple(self.anchors.shape)}, not {tuple(features.shape)}"
-            )
+        if features.shape != self.anchors.shape or len(encoded) != mask.numel() or mask.shape != features.shape[:2]:
+            raise ValueError(f"anchors must have the shape {tuple(self.anchors.shape)}, not {tuple(features.shape)}")
         lengths = torch.tensor([0, *map(len, encoded)], dtype=torch.int64)
         self.anchors.copy_(features)
         self.anchor_mask.copy_(mask)
@@ -249,9 +241,7 @@ class VLLTRForImageClassification(UniCLPreTrainedModel):
                 }
                 for index in indices
             ]
-            results.append(
-                {key: classes[0][key] for key in ("label", "index", "score")} | {"classes": classes}
-            )
+            results.append({key: classes[0][key] for key in ("label", "index", "score")} | {"classes": classes})
         return results
 
     def _pixel_values(self, images: Any, processor: Any | None) -> Tensor:
@@ -259,15 +249,10 @@ class VLLTRForImageClassification(UniCLPreTrainedModel):
             return images if images.ndim == 4 else images.unsqueeze(0)
         if processor is None:
             if not self.config.name_or_path:
-                raise ValueError(
-                    "this model was not loaded from a folder or the Hub: pass processor= or pixel_values"
-                )
+                raise ValueError("this model was not loaded from a folder or the Hub: pass processor= or pixel_values")
             processor = AutoImageProcessor.from_pretrained(self.config.name_or_path)
         images = images if isinstance(images, list | tuple) else [images]
-        loaded = [
-            load_image(str(image) if hasattr(image, "__fspath__") else image).convert("RGB")
-            for image in images
-        ]
+        loaded = [load_image(str(image) if hasattr(image, "__fspath__") else image).convert("RGB") for image in images]
         return processor(images=loaded, return_tensors="pt")["pixel_values"]
 
     def _attended(self, attention: Tensor | None, row: int, label: int, count: int) -> list[dict[str, Any]]:

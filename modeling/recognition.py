@@ -62,9 +62,9 @@ def anchor_rstd(anchors: Tensor, eps: float = 1e-5) -> Tensor:
     rstd = torch.empty(anchors.shape[:2], dtype=dtype, device=anchors.device)
     for start, stop in _tiles(anchors, 0, dtype, None):
         # On a CPU the statistics of a layer norm come several times faster than a variance.
-        rstd[start:stop] = torch.native_layer_norm(
-            anchors[start:stop].to(dtype), anchors.shape[-1:], None, None, eps
-        )[2].squeeze(-1)
+        rstd[start:stop] = torch.native_layer_norm(anchors[start:stop].to(dtype), anchors.shape[-1:], None, None, eps)[
+            2
+        ].squeeze(-1)
     return rstd
 
 
@@ -192,9 +192,7 @@ def fuse_logits(visual_logits: Tensor, language_logits: Tensor, fusion_weight: f
     Source: VL-LTR, inference by the two branches' probabilities.
     """
     if visual_logits.shape != language_logits.shape:
-        raise ValueError(
-            f"logits differ in shape: {tuple(visual_logits.shape)} and {tuple(language_logits.shape)}"
-        )
+        raise ValueError(f"logits differ in shape: {tuple(visual_logits.shape)} and {tuple(language_logits.shape)}")
     share = float(fusion_weight)
     if not 0.0 <= share <= 1.0:
         raise ValueError(f"fusion_weight must lie in [0, 1], got {share}")
@@ -252,9 +250,7 @@ class _AttendedCosine(torch.autograd.Function):
         with _full_precision(stacked):
             for start, stop in _tiles(anchors, len(stacked), stacked.dtype, ctx.chunk_size):
                 tile = _attend(stacked, *(t[start:stop] for t in frozen[:4]))
-                products = _products_gradient(
-                    *tile, rstd[start:stop], cosines_gradient[start:stop], ctx.detach_norm
-                )
+                products = _products_gradient(*tile, rstd[start:stop], cosines_gradient[start:stop], ctx.detach_norm)
                 rows = anchors[start:stop].to(stacked.dtype).flatten(0, 1)
                 stacked_gradient.addmm_(products.flatten(0, 1).T, rows)
         return stacked_gradient, torch.zeros_like(norm_key_bias), None, None, None, None
@@ -304,9 +300,7 @@ def _products_gradient(
     return products
 
 
-def _tiles(
-    anchors: Tensor, vectors: int, dtype: torch.dtype, chunk_size: int | None
-) -> Iterator[tuple[int, int]]:
+def _tiles(anchors: Tensor, vectors: int, dtype: torch.dtype, chunk_size: int | None) -> Iterator[tuple[int, int]]:
     """Ranges of classes whose products with that many vectors (and whose cast anchors) fit a tile."""
     classes, sentences, width = anchors.shape
     if chunk_size is None:
@@ -321,17 +315,12 @@ def _full_precision(tensor: Tensor) -> torch.autocast:
     return torch.autocast(device_type=tensor.device.type, enabled=False)
 
 
-def _check_shapes(
-    x: Tensor, anchors: Tensor, anchor_mask: Tensor, chunk_size: int | None, **square: Tensor
-) -> None:
+def _check_shapes(x: Tensor, anchors: Tensor, anchor_mask: Tensor, chunk_size: int | None, **square: Tensor) -> None:
     if x.ndim != 2 or anchors.ndim != 3 or x.shape[1] != anchors.shape[2] or 0 in anchors.shape:
-        raise ValueError(
-            f"x must be [B, D] and anchors [C, M, D], got {tuple(x.shape)} and {tuple(anchors.shape)}"
-        )
+        raise ValueError(f"x must be [B, D] and anchors [C, M, D], got {tuple(x.shape)} and {tuple(anchors.shape)}")
     if anchor_mask.shape != anchors.shape[:2] or anchor_mask.dtype != torch.bool:
         raise ValueError(
-            f"anchor_mask must be bool {tuple(anchors.shape[:2])}, "
-            f"got {anchor_mask.dtype} {tuple(anchor_mask.shape)}"
+            f"anchor_mask must be bool {tuple(anchors.shape[:2])}, got {anchor_mask.dtype} {tuple(anchor_mask.shape)}"
         )
     for name, weight in square.items():
         if tuple(weight.shape) != (x.shape[1], x.shape[1]):

@@ -89,9 +89,7 @@ def encode_text(
     if pooling == "pooler":
         pooled = getattr(outputs, "pooler_output", None)
         if pooled is None:
-            raise ValueError(
-                f"a {tower.config.model_type!r} text tower has no pooler; use text_pooling cls or mean"
-            )
+            raise ValueError(f"a {tower.config.model_type!r} text tower has no pooler; use text_pooling cls or mean")
         return pooled
     states = outputs.last_hidden_state
     if pooling == "cls":
@@ -116,9 +114,7 @@ def cut_texts(input_ids: Tensor, limit: int, eos_token_id: int | list[int] | Non
 def end_of_text(input_ids: Tensor, config: PreTrainedConfig) -> Tensor:
     """Position [N] of the first end-of-text token of each text [N, L]."""
     if not isinstance(config.eos_token_id, int):
-        raise ValueError(
-            f"text_pooling eot needs one eos_token_id in the text config, not {config.eos_token_id!r}"
-        )
+        raise ValueError(f"text_pooling eot needs one eos_token_id in the text config, not {config.eos_token_id!r}")
     return (input_ids == config.eos_token_id).int().argmax(dim=1)
 
 

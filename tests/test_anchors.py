@@ -56,9 +56,7 @@ def test_agrees_with_the_reference(scale, chunk_size):
 
 def test_opposite_features_at_the_highest_temperature_stay_finite():
     direction = torch.ones(1, 8)
-    scores = score_sentences(
-        direction, torch.tensor([0]), -direction.expand(4, 8), torch.tensor([0, 0, 1, 1]), 100.0
-    )
+    scores = score_sentences(direction, torch.tensor([0]), -direction.expand(4, 8), torch.tensor([0, 0, 1, 1]), 100.0)
     assert scores.item() == pytest.approx(np.log(4), rel=1e-5)
 
 

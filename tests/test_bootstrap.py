@@ -42,9 +42,7 @@ def test_estimates_are_the_statistics_themselves():
         interval = paired_bootstrap(a, b, labels, statistic, num_resamples=500)
         assert interval.estimate == pytest.approx(expected, rel=1e-12)
         assert interval.low <= interval.estimate <= interval.high
-    assert bootstrap_interval(a, labels, "balanced", num_resamples=50).estimate == pytest.approx(
-        np.mean(rates[0])
-    )
+    assert bootstrap_interval(a, labels, "balanced", num_resamples=50).estimate == pytest.approx(np.mean(rates[0]))
 
 
 def test_the_multinomial_draws_what_single_images_draw():
@@ -56,9 +54,7 @@ def test_the_multinomial_draws_what_single_images_draw():
     # Both means have a standard error of sigma / 200, so five of the difference's are 0.036 sigma.
     assert abs(fast.mean() - slow.mean()) < 0.036 * slow.std()
     assert fast.std() == pytest.approx(slow.std(), rel=0.03)
-    assert (
-        np.abs(np.quantile(fast, [0.025, 0.975]) - np.quantile(slow, [0.025, 0.975])).max() < 0.1 * slow.std()
-    )
+    assert np.abs(np.quantile(fast, [0.025, 0.975]) - np.quantile(slow, [0.025, 0.975])).max() < 0.1 * slow.std()
 
 
 def test_variance_is_the_unbiased_one_of_stratified_sampling():

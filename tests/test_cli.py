@@ -135,9 +135,7 @@ def test_recipes_and_keys(hf_vlr):
 
 
 def test_data_stats(hf_vlr):
-    code, out, err = hf_vlr(
-        "data", "stats", "shapes-lt", "data.options={classes: 6, max_count: 30, imbalance: 10}"
-    )
+    code, out, err = hf_vlr("data", "stats", "shapes-lt", "data.options={classes: 6, max_count: 30, imbalance: 10}")
     assert (code, err) == (0, "")
     rows = dict(re.split(r"  +", line, maxsplit=1) for line in out.splitlines() if not line.startswith(" "))
     assert rows["classes"] == "6 of 30 … 3 training images"
@@ -166,18 +164,14 @@ def test_predict(hf_vlr, picture, tmp_path):
     model.set_anchors(torch.randn(2, 2, 8), mask, [["a cat", "a purring cat"], ["a dog", ""]])
     model.head.class_counts.copy_(torch.tensor([30, 3]))
     model.save_pretrained(tmp_path / "model")
-    CLIPImageProcessor(size={"height": 32, "width": 32}, do_center_crop=False).save_pretrained(
-        tmp_path / "model"
-    )
+    CLIPImageProcessor(size={"height": 32, "width": 32}, do_center_crop=False).save_pretrained(tmp_path / "model")
     code, out, _ = hf_vlr("predict", str(tmp_path / "model"), picture, picture)
     lines = out.splitlines()
     assert code == 0
     assert lines[:6] == lines[6:]
     assert lines[0] in {f"{picture}: cat", f"{picture}: dog"}
     assert any(re.fullmatch(r" +1\.00  a dog", line) for line in lines)
-    assert any(
-        re.search(r"cat  \(visual [\d.]+%, language [\d.]+%; 30 training images\)$", line) for line in lines
-    )
+    assert any(re.search(r"cat  \(visual [\d.]+%, language [\d.]+%; 30 training images\)$", line) for line in lines)
 
     VLLTRModel(config).save_pretrained(tmp_path / "stage1")
     code, out, err = hf_vlr("predict", str(tmp_path / "stage1"), picture)

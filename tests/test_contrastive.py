@@ -129,12 +129,8 @@ def test_distillation_agrees_with_the_reference(seed: int) -> None:
         given = [x.to(trained[0].dtype) for x in frozen]
         return function(*trained, *given, text_index=batch["text_index"], **options)
 
-    results = value_and_gradients(
-        lambda *x: student(distillation_loss, *x, chunk_size=batch["chunk_size"]), *inputs
-    )
-    expected = value_and_gradients(
-        lambda *x: student(distillation_loss_reference, *x), *(x.double() for x in inputs)
-    )
+    results = value_and_gradients(lambda *x: student(distillation_loss, *x, chunk_size=batch["chunk_size"]), *inputs)
+    expected = value_and_gradients(lambda *x: student(distillation_loss_reference, *x), *(x.double() for x in inputs))
     for result, truth in zip(results, expected):
         assert relative_error(result, truth) < TOLERANCE
     student(distillation_loss, *(x.clone().requires_grad_() for x in inputs)).backward()
@@ -259,9 +255,7 @@ def test_log_sums_on_either_side_of_the_shared_shift(spread: float) -> None:
     logits = queries @ keys.T
     torch.testing.assert_close(rows, (logits + multiplicity.log()).logsumexp(1))
     torch.testing.assert_close(columns, logits.logsumexp(0))
-    assert torch.autograd.gradcheck(
-        lambda q, k: two_sided_log_sum_exp(q, k, multiplicity, 2), (queries, keys)
-    )
+    assert torch.autograd.gradcheck(lambda q, k: two_sided_log_sum_exp(q, k, multiplicity, 2), (queries, keys))
 
 
 def test_gradcheck() -> None:

@@ -14,9 +14,7 @@ from hf_vlr.errors import UserError
 
 MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.3, 0.4)
 LABELS = np.array([0, 0, 0, 0, 1, 1, 2, -1, -1, 2])
-CORPUS = ClassTextCorpus(
-    [TextRow(label, f"c{label} s{number}") for label in range(3) for number in range(5)], 3
-)
+CORPUS = ClassTextCorpus([TextRow(label, f"c{label} s{number}") for label in range(3) for number in range(5)], 3)
 
 
 def make_source() -> ImageSource:
@@ -39,9 +37,7 @@ def make_tokenizer() -> PreTrainedTokenizerFast:
         *(f"c{label}" for label in range(3)),
         *(f"s{number}" for number in range(5)),
     ]
-    tokenizer = Tokenizer(
-        models.WordLevel({word: index for index, word in enumerate(words)}, unk_token="[UNK]")
-    )
+    tokenizer = Tokenizer(models.WordLevel({word: index for index, word in enumerate(words)}, unk_token="[UNK]"))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="[PAD]", unk_token="[UNK]")
 
@@ -93,16 +89,13 @@ def test_without_a_corpus_labelled_rows_say_nothing() -> None:
 
 def test_a_corpus_with_a_gap_is_refused() -> None:
     with pytest.raises(UserError, match="no text for class b"):
-        TrainingSet(
-            make_source(), ClassTextCorpus([TextRow(0, "x"), TextRow(2, "y")], 3), lambda image: image, 0
-        )
+        TrainingSet(make_source(), ClassTextCorpus([TextRow(0, "x"), TextRow(2, "y")], 3), lambda image: image, 0)
 
 
 def test_the_collator_tokenises_unique_texts_once() -> None:
     texts = ["c1 s2", "c0 s1", "c1 s2", "own own own own own own own own own", "c0 s1"]
     samples = [
-        {"image": torch.full((3, 2, 2), float(at)), "text": text, "label": at - 1}
-        for at, text in enumerate(texts)
+        {"image": torch.full((3, 2, 2), float(at)), "text": text, "label": at - 1} for at, text in enumerate(texts)
     ]
     batch = Collator(make_tokenizer(), max_length=77)(samples)
     assert batch["pixel_values"].shape == (5, 3, 2, 2)
@@ -125,9 +118,7 @@ def test_texts_are_cut_and_padded_within_the_maximum(words: int, length: int) ->
 @pytest.mark.parametrize("world_size", [1, 2, 4])
 def test_ranks_together_make_the_global_batches(strategy: str, world_size: int) -> None:
     whole = list(EpochBatches(LABELS, 4, strategy, 7))
-    ranks = [
-        list(EpochBatches(LABELS, 4, strategy, 7, rank=r, world_size=world_size)) for r in range(world_size)
-    ]
+    ranks = [list(EpochBatches(LABELS, 4, strategy, 7, rank=r, world_size=world_size)) for r in range(world_size)]
     assert len(ranks[0]) == (3 if world_size <= 2 else 2)
     for number in range(len(ranks[0])):
         assert [key for rank in ranks for key in rank[number]] == whole[number]
@@ -158,9 +149,7 @@ def test_the_incomplete_batch() -> None:
 @pytest.mark.parametrize("workers", [0, 2])
 def test_worker_counts_do_not_change_the_batches(workers: int) -> None:
     keys = EpochBatches(LABELS, 4, "sqrt", 0, num_samples=12)
-    loader = DataLoader(
-        make_set(), batch_sampler=keys, collate_fn=Collator(make_tokenizer()), num_workers=workers
-    )
+    loader = DataLoader(make_set(), batch_sampler=keys, collate_fn=Collator(make_tokenizer()), num_workers=workers)
     reference = [Collator(make_tokenizer())([make_set()[key] for key in batch]) for batch in keys]
     batches = list(loader)
     assert len(batches) == 3

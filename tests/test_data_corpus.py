@@ -56,9 +56,7 @@ def test_saving_and_reading_gives_the_same_corpus(tmp_path: Path) -> None:
 
 
 def test_csv_names_and_numbers(tmp_path: Path) -> None:
-    (tmp_path / "t.csv").write_text(
-        'class_name,label,text\ncat,,"furry, small"\n,2,flies\n', encoding="utf-8"
-    )
+    (tmp_path / "t.csv").write_text('class_name,label,text\ncat,,"furry, small"\n,2,flies\n', encoding="utf-8")
     corpus = ClassTextCorpus.from_file(tmp_path / "t.csv", NAMES)
     assert [corpus.of(label) for label in range(3)] == [[], ["furry, small"], ["flies"]]
 
@@ -130,9 +128,7 @@ def test_captions_come_from_labelled_training_rows_only() -> None:
 
 def test_classes_without_text_are_named() -> None:
     corpus = ClassTextCorpus.from_captions(make_source())
-    with pytest.raises(
-        UserError, match=r"no text for class missile; add sentences for it or join '\+templates'"
-    ):
+    with pytest.raises(UserError, match=r"no text for class missile; add sentences for it or join '\+templates'"):
         corpus.require_every_class(NAMES)
     with pytest.raises(UserError, match="the texts are for 3 classes, the images for 2"):
         corpus.require_every_class(NAMES[:2])

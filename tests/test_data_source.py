@@ -87,9 +87,7 @@ def test_over_all_folds_every_row_is_tested_once(folder: Path) -> None:
     spec = f"imagefolder:{folder}"
     tested = []
     for fold in range(4):
-        parts = {
-            split: load_source(spec, split, folds=4, fold=fold) for split in ("train", "validation", "test")
-        }
+        parts = {split: load_source(spec, split, folds=4, fold=fold) for split in ("train", "validation", "test")}
         rows = {split: set(part.images.indices.tolist()) for split, part in parts.items()}
         assert rows["train"] | rows["validation"] | rows["test"] == set(range(16))
         assert sum(map(len, rows.values())) == 16

@@ -4,9 +4,7 @@ import pytest
 from hf_vlr.data.splits import stratified_folds, stratified_holdout
 from hf_vlr.errors import UserError
 
-LABELS = np.random.default_rng(0).permutation(
-    np.repeat(np.arange(12), [60, 31, 17, 9, 8, 7, 5, 3, 2, 1, 1, 1])
-)
+LABELS = np.random.default_rng(0).permutation(np.repeat(np.arange(12), [60, 31, 17, 9, 8, 7, 5, 3, 2, 1, 1, 1]))
 
 
 @pytest.mark.parametrize("seed", [0, 1, 2])

@@ -38,9 +38,7 @@ def files(*folders: str, suffixes: tuple[str, ...] = (".py",)) -> list[Path]:
     """The files below folders that belong to the project; `()` for any suffix."""
     found = (path for folder in folders for path in sorted((ROOT / folder).rglob("*")))
     return [
-        path
-        for path in found
-        if path.is_file() and (not suffixes or path.suffix in suffixes) and not ignored(path)
+        path for path in found if path.is_file() and (not suffixes or path.suffix in suffixes) and not ignored(path)
     ]
 
 
@@ -67,9 +65,7 @@ def bad_import(folder: str, name: str, module: str, dots: int, guarded: bool) ->
         if dots:
             return dots > 1 or not module or "." in module
         return not guarded and top not in {"torch", "transformers"} and top not in sys.stdlib_module_names
-    within = (
-        module == BUILDERS or module.startswith(f"{BUILDERS}.") or top in {"datasets_scripts", "modeling"}
-    )
+    within = module == BUILDERS or module.startswith(f"{BUILDERS}.") or top in {"datasets_scripts", "modeling"}
     if folder == "hf_vlr":
         return bool(dots) or (within and name != "hf_vlr/data/registry.py")
     if folder == "datasets_scripts":
@@ -154,9 +150,7 @@ def test_the_import_rule_itself(folder, code, allowed):
 
 
 def test_modeling_is_flat_and_spaces_is_no_package():
-    assert not [
-        path.name for path in (ROOT / "modeling").iterdir() if path.is_dir() and path.name != "__pycache__"
-    ]
+    assert not [path.name for path in (ROOT / "modeling").iterdir() if path.is_dir() and path.name != "__pycache__"]
     assert not (ROOT / "spaces" / "__init__.py").exists()
 
 
@@ -194,18 +188,12 @@ def test_no_code_is_trusted_and_no_path_is_absolute():
 
 def test_pyproject_lists_the_packages_and_data_of_the_tree():
     setup = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
-    homes = {
-        name: ROOT / setup["package-dir"].get(name, name.replace(".", "/")) for name in setup["packages"]
-    }
+    homes = {name: ROOT / setup["package-dir"].get(name, name.replace(".", "/")) for name in setup["packages"]}
     found = {path.parent for path in files("hf_vlr", "modeling", "datasets_scripts")}
     assert set(homes.values()) == found
     assert all((home / "__init__.py").is_file() for home in homes.values())
-    patterns = {
-        home / pattern for name, home in homes.items() for pattern in setup["package-data"].get(name, ())
-    }
-    data = [
-        path for path in files("hf_vlr", "modeling", "datasets_scripts", suffixes=()) if path.suffix != ".py"
-    ]
+    patterns = {home / pattern for name, home in homes.items() for pattern in setup["package-data"].get(name, ())}
+    data = [path for path in files("hf_vlr", "modeling", "datasets_scripts", suffixes=()) if path.suffix != ".py"]
     missed = [relative(path) for path in data if not any(fnmatch(str(path), str(one)) for one in patterns)]
     assert not missed, f"not in package-data: {missed}"
 
@@ -225,9 +213,7 @@ def copy(tmp_path_factory) -> Path:
 
 
 def run(*command: str, cwd: Path, **environment: str) -> str:
-    done = subprocess.run(
-        command, cwd=cwd, env=os.environ | environment, capture_output=True, text=True, timeout=300
-    )
+    done = subprocess.run(command, cwd=cwd, env=os.environ | environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-2000:]
     return done.stdout
 

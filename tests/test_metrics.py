@@ -43,9 +43,7 @@ def test_agrees_with_scikit_learn():
     assert result["macro_f1"] == pytest.approx(
         sklearn_metrics.f1_score(labels, predictions, average="macro"), rel=1e-12
     )
-    assert result["top5"] == pytest.approx(
-        sklearn_metrics.top_k_accuracy_score(labels, scores, k=5), rel=1e-12
-    )
+    assert result["top5"] == pytest.approx(sklearn_metrics.top_k_accuracy_score(labels, scores, k=5), rel=1e-12)
     assert result["nll"] == pytest.approx(sklearn_metrics.log_loss(labels, softmax(scores)), rel=1e-12)
     confusion = confusion_matrix(predictions, labels, CLASSES)
     assert (confusion == sklearn_metrics.confusion_matrix(labels, predictions)).all()
@@ -101,9 +99,7 @@ def test_classes_without_test_images_leave_the_means():
     assert result["balanced_accuracy"] == pytest.approx(np.mean(by_class))
     assert result["groups"]["few"] == {"accuracy": None, "classes": 0, "images": 0}
     assert result["groups"]["many"]["classes"] == 2
-    expected = sklearn_metrics.f1_score(
-        labels[some], scores[some].argmax(axis=1), average="macro", labels=[0, 1, 5, 6]
-    )
+    expected = sklearn_metrics.f1_score(labels[some], scores[some].argmax(axis=1), average="macro", labels=[0, 1, 5, 6])
     assert result["macro_f1"] == pytest.approx(expected)
 
 

@@ -30,9 +30,7 @@ def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
 
 
-def svg(
-    title: str = "A bird", description: str = "It   sings", keyword: str = "animal", end: str = "</svg>"
-) -> str:
+def svg(title: str = "A bird", description: str = "It   sings", keyword: str = "animal", end: str = "</svg>") -> str:
     return RDF.format(title=title, description=description, keyword=keyword, end=end)
 
 
@@ -178,9 +176,7 @@ def test_failures_leave_nothing_behind(tree: Path, tmp_path: Path) -> None:
         raise UserError("the power went")
 
     with pytest.raises(UserError, match="the power went"):
-        write_dataset(
-            {"train": rows()}, Features({"x": Value("int64")}), tmp_path / "out", DatasetCardData(), str
-        )
+        write_dataset({"train": rows()}, Features({"x": Value("int64")}), tmp_path / "out", DatasetCardData(), str)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["full", "package"]
 
 

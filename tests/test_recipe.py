@@ -20,9 +20,7 @@ def write(folder: Path, text: str, name: str = "mine.yaml") -> Path:
 
 @pytest.fixture
 def recipe(tmp_path) -> Path:
-    return write(
-        tmp_path, "# A first line.\ntask: recognition\noptim:\n  lr: 3e-4\n  lr_scales: {head.query: 2}\n"
-    )
+    return write(tmp_path, "# A first line.\ntask: recognition\noptim:\n  lr: 3e-4\n  lr_scales: {head.query: 2}\n")
 
 
 def error(recipe: Path, *words: str) -> str:
@@ -52,16 +50,12 @@ def test_the_last_word_wins(recipe):
 
 
 def test_short_names(recipe):
-    got = load_recipe(
-        recipe, ["vision=timm:resnet18", "text=hf:org/name", "data=imagefolder:x", "out=runs/y"]
-    )
+    got = load_recipe(recipe, ["vision=timm:resnet18", "text=hf:org/name", "data=imagefolder:x", "out=runs/y"])
     assert (got.model.vision, got.model.text) == ("timm:resnet18", "hf:org/name")
     assert (got.data.source, got.output) == ("imagefolder:x", "runs/y")
 
 
-@pytest.mark.parametrize(
-    "text", ["imagefolder:a b: c", "[odd]", "{x}", "12", "yes", "a=b", "# no comment", "'"]
-)
+@pytest.mark.parametrize("text", ["imagefolder:a b: c", "[odd]", "{x}", "12", "yes", "a=b", "# no comment", "'"])
 def test_a_text_is_taken_as_it_stands(recipe, text):
     assert load_recipe(recipe, [f"data={text}"]).data.source == text
 

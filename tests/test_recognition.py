@@ -93,8 +93,7 @@ def golden_head() -> dict[str, Tensor]:
 
 def golden_visual_logits(x: Tensor) -> Tensor:
     first, first_bias, second, second_bias = (
-        torch.tensor(GOLDEN[f"lgr/param/visual_fc.{name}"])
-        for name in ("0.weight", "0.bias", "2.weight", "2.bias")
+        torch.tensor(GOLDEN[f"lgr/param/visual_fc.{name}"]) for name in ("0.weight", "0.bias", "2.weight", "2.bias")
     )
     return F.linear(F.linear(x, first, first_bias).relu(), second, second_bias)
 
@@ -135,13 +134,9 @@ def test_recorded_fusion() -> None:
 @pytest.mark.parametrize("detach_norm", [False, True])
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("chunk_size", [1, 4, None])
-def test_logits_and_gradients_agree_with_the_reference(
-    size, detach_norm: bool, chunk_size: int | None
-) -> None:
+def test_logits_and_gradients_agree_with_the_reference(size, detach_norm: bool, chunk_size: int | None) -> None:
     head = random_head(sum(size), *size)
-    results = value_and_gradients(
-        language_guided_logits, head, detach_norm=detach_norm, chunk_size=chunk_size
-    )
+    results = value_and_gradients(language_guided_logits, head, detach_norm=detach_norm, chunk_size=chunk_size)
     exact = cast(head, torch.float64)
     expected = value_and_gradients(language_guided_logits_reference, exact, detach_norm=detach_norm)
     for key in ("logits", "logit_scale"):
@@ -176,9 +171,7 @@ def test_gradcheck(detach_norm: bool) -> None:
 
 def test_detaching_the_norm_changes_the_gradient_and_not_the_value() -> None:
     head = random_head(2, 4, 5, 6, 8)
-    free, detached = (
-        value_and_gradients(language_guided_logits, head, detach_norm=choice) for choice in (False, True)
-    )
+    free, detached = (value_and_gradients(language_guided_logits, head, detach_norm=choice) for choice in (False, True))
     assert torch.equal(free["logits"], detached["logits"])
     assert relative_error(free["query_weight"], detached["query_weight"]) > 0.01
 
@@ -258,9 +251,7 @@ def test_scales() -> None:
     torch.testing.assert_close(language_guided_logits(**doubled), 2 * logits)
     # Both branches normalise: longer images and longer anchors change nothing but the eps of the layer norms.
     longer = head | {"x": 8 * head["x"], "anchors": 8 * head["anchors"]}
-    torch.testing.assert_close(
-        language_guided_logits(**longer, eps=64e-5), language_guided_logits(**head, eps=1e-5)
-    )
+    torch.testing.assert_close(language_guided_logits(**longer, eps=64e-5), language_guided_logits(**head, eps=1e-5))
 
 
 def test_equal_sentences_make_a_cosine_classifier() -> None:
@@ -324,9 +315,7 @@ def test_repeats_bit_for_bit() -> None:
 def test_compiles() -> None:
     head = random_head(15, 4, 6, 5, 8)
     compiled = torch.compile(language_guided_logits, backend="eager")
-    torch.testing.assert_close(
-        value_and_gradients(compiled, head), value_and_gradients(language_guided_logits, head)
-    )
+    torch.testing.assert_close(value_and_gradients(compiled, head), value_and_gradients(language_guided_logits, head))
 
 
 def test_descent_learns_to_attend() -> None:

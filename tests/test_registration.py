@@ -99,9 +99,7 @@ def test_import_takes_under_300_ms():
 def test_help_takes_under_a_second():
     def seconds() -> float:
         start = time.perf_counter()
-        subprocess.run(
-            [sys.executable, "-m", "hf_vlr", "--help"], capture_output=True, check=True, timeout=60
-        )
+        subprocess.run([sys.executable, "-m", "hf_vlr", "--help"], capture_output=True, check=True, timeout=60)
         return time.perf_counter() - start
 
     assert min(seconds() for _ in range(3)) < 1.0

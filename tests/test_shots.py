@@ -71,9 +71,7 @@ def test_bad_rules_are_named(rule, message):
         shot_groups([1, 2], rule)
 
 
-@pytest.mark.parametrize(
-    ("counts", "message"), [([], "one integer"), ([1.5], "one integer"), ([3, -1], "class 1 ")]
-)
+@pytest.mark.parametrize(("counts", "message"), [([], "one integer"), ([1.5], "one integer"), ([3, -1], "class 1 ")])
 def test_bad_counts_are_named(counts, message):
     with pytest.raises(UserError, match=message):
         shot_groups(counts)

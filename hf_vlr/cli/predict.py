@@ -13,9 +13,7 @@ from hf_vlr.errors import UserError
 @click.argument("model", metavar="MODEL")
 @click.argument("images", nargs=-1, required=True, metavar="IMAGE...")
 @click.option("--top", default=3, show_default=True, type=click.IntRange(min=1), help="Classes per image.")
-@click.option(
-    "--sentences", default=2, show_default=True, type=click.IntRange(min=0), help="Sentences per class."
-)
+@click.option("--sentences", default=2, show_default=True, type=click.IntRange(min=0), help="Sentences per class.")
 def command(model: str, images: tuple[str, ...], top: int, sentences: int) -> None:
     """Name what each IMAGE shows, with both branches' scores and the sentences that were attended to.
 

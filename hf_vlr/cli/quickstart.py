@@ -4,9 +4,7 @@ import click
 
 
 @click.command()
-@click.option(
-    "--smoke", is_flag=True, help="A tiny run that shows whether everything works; its numbers mean little."
-)
+@click.option("--smoke", is_flag=True, help="A tiny run that shows whether everything works; its numbers mean little.")
 @click.option("--out", default="runs/quickstart", show_default=True, metavar="DIR", help="Output folder.")
 def command(smoke: bool, out: str) -> None:
     """Both stages and the visual-only baseline on images drawn at run time: no data, network or GPU needed.

@@ -65,9 +65,7 @@ class TrainingSet(Dataset):
         own = self.source.captions[index]
         if label < 0:
             if not own:
-                raise UserError(
-                    f"{self.source.name} row {index}: an image-text pair without a text; add or remove it"
-                )
+                raise UserError(f"{self.source.name} row {index}: an image-text pair without a text; add or remove it")
             return own
         if self.corpus is None:
             return ""
@@ -107,9 +105,7 @@ class Collator:
         # The tokenizer's own pad_to_multiple_of would go beyond max_length, and so beyond the position
         # embeddings.
         length = min(-(-longest // PADDING_MULTIPLE) * PADDING_MULTIPLE, self.max_length)
-        padded = self.tokenizer.pad(
-            {"input_ids": ids}, padding="max_length", max_length=length, return_tensors="pt"
-        )
+        padded = self.tokenizer.pad({"input_ids": ids}, padding="max_length", max_length=length, return_tensors="pt")
         return {"input_ids": padded["input_ids"], "attention_mask": padded["attention_mask"]}
 
 
@@ -136,9 +132,7 @@ class EpochBatches(Sampler[list[Key]]):
         drop_last: bool = False,
     ) -> None:
         if batch_size < 1 or batch_size % world_size:
-            raise UserError(
-                f"batch_size={batch_size} must be a multiple of the number of processes, {world_size}"
-            )
+            raise UserError(f"batch_size={batch_size} must be a multiple of the number of processes, {world_size}")
         self.labels, self.batch_size, self.strategy, self.seed = labels, batch_size, strategy, seed
         self.rank, self.world_size = rank, world_size
         self.num_samples = len(labels) if num_samples is None else num_samples
@@ -146,9 +140,7 @@ class EpochBatches(Sampler[list[Key]]):
         keeps_rest = rest >= world_size and not drop_last
         self.batches_per_epoch = self.num_samples // batch_size + keeps_rest
         if self.batches_per_epoch == 0:
-            raise UserError(
-                f"batch_size={batch_size} is larger than the {self.num_samples} rows of an epoch; lower it"
-            )
+            raise UserError(f"batch_size={batch_size} is larger than the {self.num_samples} rows of an epoch; lower it")
         self.epoch, self.start_batch = 0, 0
 
     def set_epoch(self, epoch: int, start_batch: int = 0) -> None:
@@ -163,7 +155,5 @@ class EpochBatches(Sampler[list[Key]]):
         for batch in range(self.start_batch, self.batches_per_epoch):
             first = batch * self.batch_size
             rows = min(self.batch_size, self.num_samples - first)
-            mine = range(
-                first + rows * self.rank // self.world_size, first + rows * (self.rank + 1) // self.world_size
-            )
+            mine = range(first + rows * self.rank // self.world_size, first + rows * (self.rank + 1) // self.world_size)
             yield [(self.epoch, position, order[position]) for position in mine]

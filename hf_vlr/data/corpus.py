@@ -38,9 +38,7 @@ class ClassTextCorpus:
         unique: dict[tuple[int, str], TextRow] = {}
         for row in rows:
             if not 0 <= row.label < num_classes:
-                raise UserError(
-                    f"label {row.label} of the text {row.text[:40]!r} is outside 0 … {num_classes - 1}"
-                )
+                raise UserError(f"label {row.label} of the text {row.text[:40]!r} is outside 0 … {num_classes - 1}")
             text = " ".join(row.text.split())
             if text:
                 unique.setdefault((row.label, text), row._replace(text=text))
@@ -70,9 +68,7 @@ class ClassTextCorpus:
         """One sentence of the class, each equally likely; `UserError` if it has none."""
         first, last = int(self.offsets[label]), int(self.offsets[label + 1])
         if first == last:
-            raise UserError(
-                f"class {label} has no text; add sentences for it or join '+templates' to data.texts"
-            )
+            raise UserError(f"class {label} has no text; add sentences for it or join '+templates' to data.texts")
         return self.texts[first + int(rng.integers(last - first))]
 
     def coverage(self) -> np.ndarray:
@@ -82,15 +78,11 @@ class ClassTextCorpus:
     def require_every_class(self, class_names: Sequence[str]) -> None:
         """Raise `UserError` naming the classes that have no sentence."""
         if len(class_names) != self.num_classes:
-            raise UserError(
-                f"the texts are for {self.num_classes} classes, the images for {len(class_names)}"
-            )
+            raise UserError(f"the texts are for {self.num_classes} classes, the images for {len(class_names)}")
         missing = [class_names[label] for label in np.flatnonzero(self.coverage() == 0)]
         if missing:
             shown = ", ".join(missing[:5]) + (f" and {len(missing) - 5} more" if len(missing) > 5 else "")
-            raise UserError(
-                f"no text for class {shown}; add sentences for it or join '+templates' to data.texts"
-            )
+            raise UserError(f"no text for class {shown}; add sentences for it or join '+templates' to data.texts")
 
     def save(self, path: str | Path) -> None:
         """Write one JSON object per line: `label, text, source, license`."""
@@ -109,16 +101,12 @@ class ClassTextCorpus:
         try:
             return cls(_file_rows(path, class_names), len(class_names))
         except UnicodeDecodeError as error:
-            raise UserError(
-                f"{path}: a byte at {error.start} is not UTF-8; save the texts as UTF-8"
-            ) from error
+            raise UserError(f"{path}: a byte at {error.start} is not UTF-8; save the texts as UTF-8") from error
         except csv.Error as error:
             raise UserError(f"{path}: not a readable CSV file ({error}); mend it") from error
 
     @classmethod
-    def from_templates(
-        cls, class_names: Sequence[str], templates: Sequence[str] = TEMPLATES
-    ) -> "ClassTextCorpus":
+    def from_templates(cls, class_names: Sequence[str], templates: Sequence[str] = TEMPLATES) -> "ClassTextCorpus":
         """Every template filled with every class's name, as words."""
         rows = [
             TextRow(label, template.format(spoken_name(name)), "templates", "CC0-1.0")
@@ -136,9 +124,7 @@ class ClassTextCorpus:
         if source.split != "train":
             raise UserError(f"class texts come from captions of the split train only, not {source.split}")
         pairs = zip(source.labels.tolist(), source.captions)
-        rows = [
-            TextRow(label, text, f"{source.name} captions") for label, text in pairs if label >= 0 and text
-        ]
+        rows = [TextRow(label, text, f"{source.name} captions") for label, text in pairs if label >= 0 and text]
         return cls(rows, source.num_classes)
 
     @classmethod
@@ -206,9 +192,7 @@ def _jsonl_records(path: Path) -> Iterator[tuple[int, Any]]:
                 try:
                     yield number, json.loads(line)
                 except json.JSONDecodeError as error:
-                    raise UserError(
-                        f"{path} line {number}: not a JSON object ({error.msg}); mend it"
-                    ) from error
+                    raise UserError(f"{path} line {number}: not a JSON object ({error.msg}); mend it") from error
 
 
 def _csv_records(path: Path) -> Iterator[tuple[int, Any]]:
@@ -218,9 +202,7 @@ def _csv_records(path: Path) -> Iterator[tuple[int, Any]]:
             yield reader.line_num, record
 
 
-def _record_rows(
-    path: Path, records: Iterator[tuple[int, Any]], class_names: Sequence[str]
-) -> Iterator[TextRow]:
+def _record_rows(path: Path, records: Iterator[tuple[int, Any]], class_names: Sequence[str]) -> Iterator[TextRow]:
     index = _index_of(class_names)
     for number, record in records:
         where = f"{path} line {number}"
@@ -234,18 +216,12 @@ def _record_rows(
         elif isinstance(label, bool) or not re.fullmatch(r"-?\d+", str(label)):
             raise UserError(f"{where}: label {label!r} is not a class number; use 'class_name' for names")
         if not 0 <= int(label) < len(class_names):
-            raise UserError(
-                f"{where}: label {label} is outside 0 … {len(class_names) - 1}; mend or remove it"
-            )
-        yield TextRow(
-            int(label), record["text"], record.get("source") or path.name, record.get("license") or ""
-        )
+            raise UserError(f"{where}: label {label} is outside 0 … {len(class_names) - 1}; mend or remove it")
+        yield TextRow(int(label), record["text"], record.get("source") or path.name, record.get("license") or "")
 
 
 def _folder_rows(folder: Path, class_names: Sequence[str]) -> Iterator[TextRow]:
-    index = _index_of(class_names) | {
-        name.replace("/", "_"): at for name, at in _index_of(class_names).items()
-    }
+    index = _index_of(class_names) | {name.replace("/", "_"): at for name, at in _index_of(class_names).items()}
     files = sorted(folder.glob("*.txt"))
     if not files:
         raise UserError(f"{folder}: no .txt files of class texts in this folder")
@@ -253,9 +229,7 @@ def _folder_rows(folder: Path, class_names: Sequence[str]) -> Iterator[TextRow]:
         number = re.fullmatch(r"(?:desc_)?(\d+)", file.stem)
         label = int(number[1]) if number else index.get(file.stem)
         if label is None or label >= len(class_names):
-            raise UserError(
-                f"{file}: its name is neither a class name nor a class number below {len(class_names)}"
-            )
+            raise UserError(f"{file}: its name is neither a class name nor a class number below {len(class_names)}")
         for line in file.read_text(encoding="utf-8").splitlines():
             yield TextRow(label, line, file.name)
 

@@ -46,9 +46,7 @@ def decode_image(data: bytes | str | Path, name: str) -> Image.Image:
     except FileNotFoundError as error:
         raise UserError(f"{name}: the image file does not exist; restore it or remove its row") from error
     except DECODING_ERRORS as error:
-        raise UserError(
-            f"{name}: not a readable image ({_first_line(error)}); replace it or remove it"
-        ) from error
+        raise UserError(f"{name}: not a readable image ({_first_line(error)}); replace it or remove it") from error
 
 
 class DatasetImages(Sequence):

@@ -97,9 +97,7 @@ def shapes_classes(options: ShapesOptions) -> tuple[list[str], list[str]]:
     values = {value for combination in seen for value in combination}
     unseen = [combination for combination in rest if values.issuperset(combination)][: options.unseen]
     if len(unseen) < options.unseen:
-        raise UserError(
-            f"unseen={options.unseen}: {options.classes} classes leave only {len(unseen)} combinations"
-        )
+        raise UserError(f"unseen={options.unseen}: {options.classes} classes leave only {len(unseen)} combinations")
     return [combination.name for combination in seen], [combination.name for combination in unseen]
 
 
@@ -124,9 +122,7 @@ class DrawnImages(Sequence):
     otherwise.
     """
 
-    def __init__(
-        self, names: list[str], labels: np.ndarray, split: str, seed: int, size: int, noise: float
-    ) -> None:
+    def __init__(self, names: list[str], labels: np.ndarray, split: str, seed: int, size: int, noise: float) -> None:
         self._classes = [from_name(name) for name in names]
         self._labels, self._split, self._seed, self._size, self._noise = labels, split, seed, size, noise
         self._pixels: np.ndarray | None = None

@@ -113,14 +113,10 @@ def check_source(source: ImageSource) -> None:
     missing = [name for name, count in zip(source.class_names, source.class_counts()) if count == 0]
     if missing:
         shown = ", ".join(missing[:5]) + (f" and {len(missing) - 5} more" if len(missing) > 5 else "")
-        raise UserError(
-            f"{source.name}: no {source.split} images for class {shown}; add images or remove the class"
-        )
+        raise UserError(f"{source.name}: no {source.split} images for class {shown}; add images or remove the class")
 
 
-def _own_split(
-    spec: str, stored: dict[str, Rows], split: str, seed: int, validation_fraction: float
-) -> ImageSource:
+def _own_split(spec: str, stored: dict[str, Rows], split: str, seed: int, validation_fraction: float) -> ImageSource:
     if split == "test" and "test" not in stored:
         raise UserError(f"{spec} has no test split; set data.folds=4 data.fold=0 to test on a fold of train")
     if split == "test" or (split == "validation" and "validation" in stored):
@@ -147,9 +143,7 @@ def _fold_split(
             raise UserError(f"data.fold={fold} needs data.folds, the number of folds")
         fold_of = stratified_folds(rows.labels, folds, seed, rows.groups)
     elif folds not in (None, len(np.unique(fold_of))):
-        raise UserError(
-            f"{spec}: its column 'fold' has {len(np.unique(fold_of))} folds, not data.folds={folds}"
-        )
+        raise UserError(f"{spec}: its column 'fold' has {len(np.unique(fold_of))} folds, not data.folds={folds}")
     numbers = np.unique(fold_of).tolist()
     if fold not in numbers:
         raise UserError(f"data.fold={fold}: choose a fold from {numbers[0]} to {numbers[-1]}")

@@ -8,9 +8,7 @@ from hf_vlr.errors import UserError
 from hf_vlr.randomness import numpy_generator
 
 
-def stratified_folds(
-    labels: np.ndarray, folds: int, seed: int, groups: np.ndarray | None = None
-) -> np.ndarray:
+def stratified_folds(labels: np.ndarray, folds: int, seed: int, groups: np.ndarray | None = None) -> np.ndarray:
     """The fold `[N]` int64, in `0 … folds-1`, of every row.
 
     Rows are dealt class by class to the fold that holds the fewest of the class, then the fewest of all; so
@@ -35,9 +33,7 @@ def stratified_folds(
     return fold_of
 
 
-def stratified_holdout(
-    labels: np.ndarray, fraction: float, seed: int, groups: np.ndarray | None = None
-) -> np.ndarray:
+def stratified_holdout(labels: np.ndarray, fraction: float, seed: int, groups: np.ndarray | None = None) -> np.ndarray:
     """A mask `[N]`: True for the rows held out, about `fraction` of each class.
 
     A class of two or more rows gives at least one and keeps at least one; a class of one row gives none.

@@ -68,9 +68,7 @@ def _open(spec: str) -> tuple[DatasetDict, list[str]]:
     if Path(spec).expanduser().is_dir():
         folder = Path(spec).expanduser()
         if not any(folder.rglob("*.parquet")):
-            raise UserError(
-                f"{folder}: no Parquet files here; for a folder of images write imagefolder:{spec}"
-            )
+            raise UserError(f"{folder}: no Parquet files here; for a folder of images write imagefolder:{spec}")
         return _parquet(spec, folder), []
     if spec.startswith((".", "/", "~")):
         _existing(spec)
@@ -107,9 +105,7 @@ def _load(function: Callable[..., T], spec: str, *args: str, **kwargs: Any) -> T
         return function(*args, **kwargs)
     except (DatasetsError, OSError, ValueError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise UserError(
-            f"{spec}: the dataset could not be loaded ({reason}); check its name and files"
-        ) from error
+        raise UserError(f"{spec}: the dataset could not be loaded ({reason}); check its name and files") from error
 
 
 def _split_folders(folder: Path) -> list[Path]:
@@ -125,9 +121,7 @@ def _labelled_by_folder(folder: Path, dataset: DatasetDict) -> DatasetDict:
     It stays without labels where the images lie in no sub-folder.
     """
     parents = {
-        split: [
-            Path(image["path"]).parent for image in rows.cast_column("image", Image(decode=False))["image"]
-        ]
+        split: [Path(image["path"]).parent for image in rows.cast_column("image", Image(decode=False))["image"]]
         for split, rows in dataset.items()
     }
     found = {path for paths in parents.values() for path in paths}
@@ -167,9 +161,7 @@ def _label_column(dataset: Dataset, options: dict[str, Any]) -> str | None:
 def _text_column(dataset: Dataset, options: dict[str, Any]) -> str | None:
     if "text" in options:
         if options["text"] not in dataset.features:
-            raise UserError(
-                f"no column {options['text']!r} for the text; there are: {', '.join(dataset.features)}"
-            )
+            raise UserError(f"no column {options['text']!r} for the text; there are: {', '.join(dataset.features)}")
         return options["text"]
     return next((name for name in TEXT_COLUMNS if name in dataset.features), None)
 
@@ -178,9 +170,7 @@ def _image_column(spec: str, dataset: Dataset, options: dict[str, Any]) -> str:
     found = [name for name, kind in dataset.features.items() if isinstance(kind, Image)]
     wanted = options.get("image", found[0] if found else None)
     if wanted not in found:
-        raise UserError(
-            f"{spec}: no image column {wanted or ''}; the columns are {', '.join(dataset.features)}"
-        )
+        raise UserError(f"{spec}: no image column {wanted or ''}; the columns are {', '.join(dataset.features)}")
     return wanted
 
 
@@ -239,7 +229,5 @@ def _labels(where: str, dataset: Dataset, column: str | None, names: list[str]) 
     labels = np.array([-1 if value is None else value for value in values], dtype=np.int64)
     wrong = np.flatnonzero((labels < -1) | (labels >= len(names)))
     if len(wrong):
-        raise UserError(
-            f"{where} row {wrong[0]}: label {labels[wrong[0]]} is outside -1 … {len(names) - 1}; mend it"
-        )
+        raise UserError(f"{where} row {wrong[0]}: label {labels[wrong[0]]} is outside -1 … {len(names) - 1}; mend it")
     return labels

@@ -34,18 +34,14 @@ def build_train_transform(
     tensor = _to_tensor(mean, std)
     if augment == "none":
         return v2.Compose([v2.Resize((size, size), InterpolationMode.BICUBIC, antialias=True), *tensor])
-    crop = v2.RandomResizedCrop(
-        size, scale=(min_scale, 1.0), interpolation=InterpolationMode.BICUBIC, antialias=True
-    )
+    crop = v2.RandomResizedCrop(size, scale=(min_scale, 1.0), interpolation=InterpolationMode.BICUBIC, antialias=True)
     steps: list[torch.nn.Module] = [crop, *([v2.RandomHorizontalFlip()] if flip else [])]
     if augment == "light":
         return v2.Compose([*steps, *tensor])
     return v2.Compose([*steps, v2.RandAugment(), *tensor, v2.RandomErasing(p=0.25, value="random")])
 
 
-def build_eval_transform(
-    size: int, mean: Sequence[float], std: Sequence[float], crop_pct: float = 0.875
-) -> v2.Compose:
+def build_eval_transform(size: int, mean: Sequence[float], std: Sequence[float], crop_pct: float = 0.875) -> v2.Compose:
     """A `PIL.Image` to float32 `[3, size, size]`: shorter side to `size / crop_pct` (bicubic), centre crop,
     normalise.
 

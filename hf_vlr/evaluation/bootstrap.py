@@ -87,9 +87,7 @@ def resample(values: Floats, strata: Ints, weights: Floats, num_resamples: int, 
     return totals
 
 
-def resample_reference(
-    values: Floats, strata: Ints, weights: Floats, num_resamples: int, seed: int
-) -> Floats:
+def resample_reference(values: Floats, strata: Ints, weights: Floats, num_resamples: int, seed: int) -> Floats:
     """The same distribution (not the same draws) by drawing images one by one."""
     generator = numpy_generator(seed, 0, 1, "bootstrap")
     totals = np.zeros(num_resamples)
@@ -147,9 +145,7 @@ def _mean_correct(correct: npt.ArrayLike, labels: Ints) -> Floats:
     """Correctness of each image, averaged over runs: [N] in [0, 1]."""
     runs = np.atleast_2d(np.asarray(correct, dtype=np.float64))
     if runs.ndim != 2 or runs.shape[1] != labels.size:
-        raise UserError(
-            f"correct has shape {np.shape(correct)} for {labels.size} labels: score the same images"
-        )
+        raise UserError(f"correct has shape {np.shape(correct)} for {labels.size} labels: score the same images")
     if not ((runs >= 0) & (runs <= 1)).all():
         raise UserError("correct must hold true or false for each image, or 1 or 0")
     return runs.mean(axis=0)

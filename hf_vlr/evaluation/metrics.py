@@ -85,9 +85,7 @@ def evaluate_predictions(
         "worst_class": float(rates.min()),
         "worst_class_label": int(np.flatnonzero(tested)[rates.argmin()]),
         "nll": None if outcome.log_likelihood is None else -float(outcome.log_likelihood.mean()),
-        "ece": None
-        if outcome.confidence is None
-        else _calibration_error(outcome.confidence, outcome.correct),
+        "ece": None if outcome.confidence is None else _calibration_error(outcome.confidence, outcome.correct),
     }
 
 
@@ -117,9 +115,7 @@ def per_class_table(
     counts = np.asarray(train_counts)
     shots = shot_names(counts, rule)
     if len(class_names) != counts.size:
-        raise UserError(
-            f"{len(class_names)} class names for {counts.size} classes: give one name for each class"
-        )
+        raise UserError(f"{len(class_names)} class names for {counts.size} classes: give one name for each class")
     images, hits = _class_totals(outcome, counts.size)
     confidence = None
     if outcome.confidence is not None:
@@ -165,18 +161,14 @@ def _outcome(scores: npt.ArrayLike, labels: npt.ArrayLike, train_counts: npt.Arr
     scores, num_classes = np.asarray(scores), np.asarray(train_counts).size
     labels = _checked_classes(labels, "label", num_classes)
     if scores.ndim not in (1, 2):
-        raise UserError(
-            f"scores have shape {scores.shape}: give scores [images, classes] or predictions [images]"
-        )
+        raise UserError(f"scores have shape {scores.shape}: give scores [images, classes] or predictions [images]")
     _check_lengths(len(scores), len(labels))
     if len(labels) == 0:
         raise UserError("there are no test images: check the split that is evaluated")
     if scores.ndim == 1:
         return _Outcome(_checked_classes(scores, "prediction", num_classes), labels, None, None, None)
     if scores.shape[1] != num_classes:
-        raise UserError(
-            f"scores have {scores.shape[1]} columns for {num_classes} classes: give one for each class"
-        )
+        raise UserError(f"scores have {scores.shape[1]} columns for {num_classes} classes: give one for each class")
     columns = zip(*_score_chunks(scores, labels), strict=True)
     predictions, rank, log_likelihood, confidence = (np.concatenate(column) for column in columns)
     return _Outcome(predictions, labels, rank, log_likelihood, confidence)
@@ -190,9 +182,7 @@ def _score_chunks(scores: npt.NDArray[Any], labels: Ints) -> Iterator[tuple[Ints
         part, own = scores[start : start + step].astype(np.float64), labels[start : start + step, None]
         broken = ~np.isfinite(part).all(axis=1)
         if broken.any():
-            raise UserError(
-                f"scores of image {start + int(broken.argmax())} are NaN or infinite: check the checkpoint"
-            )
+            raise UserError(f"scores of image {start + int(broken.argmax())} are NaN or infinite: check the checkpoint")
         best = part.max(axis=1, keepdims=True)
         label_score = np.take_along_axis(part, own, axis=1)
         ahead = (part > label_score) | ((part == label_score) & (np.arange(num_classes) < own))
@@ -216,9 +206,7 @@ def _group_metrics(
         accuracy = None
         if tested.any():
             by_class = hits[tested] / images[tested]
-            accuracy = float(
-                by_class.mean() if averaging == "class" else hits[tested].sum() / images[tested].sum()
-            )
+            accuracy = float(by_class.mean() if averaging == "class" else hits[tested].sum() / images[tested].sum())
         metrics[name] = {
             "accuracy": accuracy,
             "classes": int(tested.sum()),
@@ -244,9 +232,7 @@ def _checked_classes(values: npt.ArrayLike, noun: str, num_classes: int) -> Ints
     outside = (classes < 0) | (classes >= num_classes)
     if outside.any():
         image = int(outside.argmax())
-        raise UserError(
-            f"{noun} {classes[image]} of image {image} is outside 0..{num_classes - 1}: check the classes"
-        )
+        raise UserError(f"{noun} {classes[image]} of image {image} is outside 0..{num_classes - 1}: check the classes")
     return classes.astype(np.int64)
 
 

@@ -51,15 +51,11 @@ def metrics_document(
     """
     missing = [field for field in PROTOCOL_FIELDS if field not in protocol]
     if missing:
-        raise UserError(
-            f"the protocol does not state {', '.join(missing)}: add it, None where it does not apply"
-        )
+        raise UserError(f"the protocol does not state {', '.join(missing)}: add it, None where it does not apply")
     if not predictors:
         raise UserError("there is no predictor to evaluate: give scores of at least one")
     if len(class_names) != len(train_counts):
-        raise UserError(
-            f"{len(class_names)} class names for {len(train_counts)} classes: give one for each class"
-        )
+        raise UserError(f"{len(class_names)} class names for {len(train_counts)} classes: give one for each class")
     entries = {}
     for name, scores in predictors.items():
         try:
@@ -156,6 +152,4 @@ def _percent(fraction: float | None) -> str:
 
 def _versions() -> dict[str, str]:
     packages = ("torch", "transformers", "numpy")
-    return {"hf_vlr": __version__, "python": platform.python_version()} | {
-        name: version(name) for name in packages
-    }
+    return {"hf_vlr": __version__, "python": platform.python_version()} | {name: version(name) for name in packages}

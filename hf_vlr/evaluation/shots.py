@@ -55,17 +55,13 @@ def shot_rule(rule: str | ShotRule) -> ShotRule:
     try:
         high, low = (int(limit) for limit in limits.split(","))
     except ValueError as error:
-        raise UserError(
-            f"shot rule '{rule}' needs two integers: custom:HI,LO, as in custom:100,20"
-        ) from error
+        raise UserError(f"shot rule '{rule}' needs two integers: custom:HI,LO, as in custom:100,20") from error
     if not 0 <= low <= high:
         raise UserError(f"shot rule '{rule}' needs 0 <= LO <= HI: many is above HI, few is below LO")
     return ShotRule(rule, many_above=high, few_below=low, averaging="class")
 
 
-def shot_groups(
-    train_counts: npt.ArrayLike, rule: str | ShotRule = "oltr"
-) -> dict[str, npt.NDArray[np.bool_]]:
+def shot_groups(train_counts: npt.ArrayLike, rule: str | ShotRule = "oltr") -> dict[str, npt.NDArray[np.bool_]]:
     """Boolean masks [C] by group: many, medium, few, then the rule's further groups.
 
     `train_counts` [C] are non-negative integers. Raises `UserError` for other counts and for an unknown
@@ -88,7 +84,5 @@ def _checked_counts(train_counts: npt.ArrayLike) -> npt.NDArray[Any]:
     if counts.ndim != 1 or counts.size == 0 or not np.issubdtype(counts.dtype, np.integer):
         raise UserError(f"train counts must be one integer for each class, got {counts.dtype} {counts.shape}")
     if counts.min() < 0:
-        raise UserError(
-            f"class {int(counts.argmin())} has a negative train count: count its training images again"
-        )
+        raise UserError(f"class {int(counts.argmin())} has a negative train count: count its training images again")
     return counts

@@ -45,9 +45,7 @@ def fit_contrast(context: Context, data: RunData) -> None:
     vectors = seen_class_vectors(recipe, data, model, collator, evaluation, context.cache)
 
     def scores(source: ImageSource) -> dict[str, np.ndarray]:
-        features = image_vectors(
-            model, source, evaluation, batch_size=recipe.eval.batch_size, cache=context.cache
-        )
+        features = image_vectors(model, source, evaluation, batch_size=recipe.eval.batch_size, cache=context.cache)
         return zero_shot(features, vectors, model.logit_scale.exp().item())
 
     write_evaluation(context, data, scores, encoder.image_size, summary)
@@ -70,14 +68,10 @@ def contrast_batches(
         dataset = TrainingSet(data.train, corpus, augmentation, recipe.seed, recipe.data.caption_probability)
         return ImageBatches(dataset, collator, keys, recipe.data.workers)
     if "text_model" not in recipe.model.freeze:
-        raise UserError(
-            "data.cache_views needs a frozen text tower in stage 1: add text_model to model.freeze"
-        )
+        raise UserError("data.cache_views needs a frozen text tower in stage 1: add text_model to model.freeze")
     views = training_views(context, data, model, evaluation, augmentation)
     sentences = text_states(model, corpus.texts, collator.tokenize, cache=context.cache)
-    return StateBatches(
-        data.train, views, keys, recipe.seed, corpus, sentences, recipe.data.caption_probability
-    )
+    return StateBatches(data.train, views, keys, recipe.seed, corpus, sentences, recipe.data.caption_probability)
 
 
 def epoch_keys(context: Context, train: ImageSource) -> EpochBatches:
@@ -130,9 +124,7 @@ def choose_anchors(
     corpus: ClassTextCorpus = data.corpus
     source = data.train if recipe.anchors.split == "train" else data.validation
     chosen = limit_images_per_class(source.labels, recipe.anchors.images_per_class, recipe.seed)
-    images = image_vectors(
-        model, source.subset(chosen), evaluation, batch_size=recipe.eval.batch_size, cache=cache
-    )
+    images = image_vectors(model, source.subset(chosen), evaluation, batch_size=recipe.eval.batch_size, cache=cache)
     labels = torch.from_numpy(source.labels[chosen])
     scores = score_sentences(
         corpus_features,

@@ -58,9 +58,7 @@ class StateBatches:
         caption_probability: float = 0.0,
     ) -> None:
         if (source.labels < 0).any():
-            raise UserError(
-                "data.cache_views works on labelled images only; set it to 0 for image-text pairs"
-            )
+            raise UserError("data.cache_views works on labelled images only; set it to 0 for image-text pairs")
         self.views, self.keys, self.seed = views, keys, seed
         self.labels = torch.from_numpy(source.labels)
         self.sentences, self.caption_probability = sentences, caption_probability
@@ -78,9 +76,7 @@ class StateBatches:
         self.keys.set_epoch(epoch, start_batch)
         total = self.keys.num_samples
         # one draw for the whole epoch, read by position: the same values whatever the batch or the rank
-        view = torch.from_numpy(
-            numpy_generator(self.seed, epoch, 0, "view").integers(len(self.views), size=total)
-        )
+        view = torch.from_numpy(numpy_generator(self.seed, epoch, 0, "view").integers(len(self.views), size=total))
         text = torch.from_numpy(numpy_generator(self.seed, epoch, 0, "text").random((2, total)))
         for keys in self.keys:
             positions = torch.tensor([position for _, position, _ in keys])

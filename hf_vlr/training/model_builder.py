@@ -121,6 +121,4 @@ def load_tower(tower: nn.Module, weights: dict | None) -> None:
     missing, unexpected = tower.load_state_dict(dict(weights), strict=False)
     missing = [key for key in missing if "num_batches_tracked" not in key]
     if missing or unexpected:
-        raise UserError(
-            f"pretrained tower does not fit: {[*missing, *unexpected][0]} is missing or unexpected"
-        )
+        raise UserError(f"pretrained tower does not fit: {[*missing, *unexpected][0]} is missing or unexpected")

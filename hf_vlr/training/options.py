@@ -45,20 +45,14 @@ class DataOptions:
     texts: str | None = option(
         None, "class texts: a JSONL, CSV or folder of .txt, captions, templates; a+b joins; null = automatic"
     )
-    folds: int | None = option(
-        None, "cut the training data into this many folds; null = use its own splits", low=2
-    )
+    folds: int | None = option(None, "cut the training data into this many folds; null = use its own splits", low=2)
     fold: int | None = option(None, "the fold that is tested, 0 … folds-1", low=0)
     validation_fraction: float = option(0.1, "part of each class held out to choose on", low=0.0, high=0.9)
     sampler: str = option(
         "sqrt", "how often a class of n images is drawn", choices=("instance", "class-balanced", "sqrt")
     )
-    split_seed: int = option(
-        0, "seed of generated data, folds and held-out parts; the run's own is `seed`", low=0
-    )
-    image_size: int | None = option(
-        None, "side of the square the model sees; null = the model's, else 224", low=8
-    )
+    split_seed: int = option(0, "seed of generated data, folds and held-out parts; the run's own is `seed`", low=0)
+    image_size: int | None = option(None, "side of the square the model sees; null = the model's, else 224", low=8)
     image_mean: list[float] = field(
         default_factory=list, metadata=about("channel means in [0, 1]; [] = those of the vision tower")
     )
@@ -68,9 +62,7 @@ class DataOptions:
     augment: str = option("light", "strength of the augmentation", choices=("none", "light", "strong"))
     min_scale: float = option(0.4, "smallest area of a random crop, part of the image", above=0.0, high=1.0)
     flip: bool = option(True, "mirror half of the training images")
-    caption_probability: float = option(
-        0.0, "chance of the image's own caption over a class text", low=0.0, high=1.0
-    )
+    caption_probability: float = option(0.0, "chance of the image's own caption over a class text", low=0.0, high=1.0)
     max_text_length: int = option(77, "tokens kept of a text", low=2)
     workers: int = option(0, "data-loading processes per training process", low=0)
     cache_views: int = option(
@@ -86,13 +78,9 @@ class ModelOptions:
     init: str | None = option(None, "folder or Hub id to start from, e.g. what stage 1 wrote")
     vision: str = option("scratch:vit", f"vision tower: {TOWER_HELP}")
     text: str = option("scratch:clip", f"text tower: {TOWER_HELP}")
-    vision_weights: str | None = option(
-        None, "file of weights for the vision tower; null = those it comes with"
-    )
+    vision_weights: str | None = option(None, "file of weights for the vision tower; null = those it comes with")
     projection_dim: int = option(512, "width of the space that images and texts share", low=1)
-    freeze: list[str] = field(
-        default_factory=list, metadata=about("parts that are not trained", choices=PARTS)
-    )
+    freeze: list[str] = field(default_factory=list, metadata=about("parts that are not trained", choices=PARTS))
     text_pooling: str | None = option(
         None,
         "sentence vector of the text tower; null = what suits the tower",
@@ -151,9 +139,7 @@ class LossOptions:
 
     label_smoothing: float = option(0.0, "weight spread over all classes or texts", low=0.0, high=0.99)
     distillation: float = option(0.0, "weight of the frozen teacher's targets in stage 1", low=0.0, high=1.0)
-    direction: str = option(
-        "both", "sides of the contrast", choices=("both", "image_to_text", "text_to_image")
-    )
+    direction: str = option("both", "sides of the contrast", choices=("both", "image_to_text", "text_to_image"))
     visual_weight: float = option(1.0, "weight of the visual branch's loss", low=0.0)
     language_weight: float = option(1.0, "weight of the language branch's loss", low=0.0)
     logit_adjustment: float = option(0.0, "factor on log class frequency added in training", low=0.0)
@@ -201,15 +187,12 @@ class Recipe:
             _check_value(key, leaf, _value_at(self, key))
         data, train = self.data, self.train
         if data.folds is not None and data.fold is None:
-            raise UserError(
-                f"data.folds={data.folds} needs data.fold, the fold that is tested (0 … {data.folds - 1})"
-            )
+            raise UserError(f"data.folds={data.folds} needs data.fold, the fold that is tested (0 … {data.folds - 1})")
         if data.fold is not None and data.folds is not None and data.fold >= data.folds:
             raise UserError(f"data.fold={data.fold} must be below data.folds={data.folds}")
         if train.batch_size % train.accumulation:
             raise UserError(
-                f"train.batch_size={train.batch_size} must be a multiple of "
-                f"train.accumulation={train.accumulation}"
+                f"train.batch_size={train.batch_size} must be a multiple of train.accumulation={train.accumulation}"
             )
         if data.cache_views and "vision_model" not in self.model.freeze:
             raise UserError("data.cache_views needs a frozen vision tower: add model.freeze=vision_model")

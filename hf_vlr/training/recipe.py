@@ -51,9 +51,7 @@ def packaged_recipes() -> dict[str, str]:
     for entry in sorted(files("hf_vlr.recipes").iterdir(), key=lambda item: item.name):
         if entry.name.endswith(".yaml"):
             first = entry.read_text(encoding="utf-8").partition("\n")[0]
-            found[entry.name.removesuffix(".yaml")] = (
-                first.lstrip("# ").strip() if first.startswith("#") else ""
-            )
+            found[entry.name.removesuffix(".yaml")] = first.lstrip("# ").strip() if first.startswith("#") else ""
     return found
 
 
@@ -96,9 +94,7 @@ def parse_value(text: str) -> Any:
 def _flatten(tree: Any, section: type, prefix: str) -> Iterator[tuple[str, Any]]:
     if not isinstance(tree, Mapping):
         where = prefix.rstrip(".") or "a recipe"
-        raise UserError(
-            f"{where} holds keys of its own, not a value; write `{where}:` and indent the keys below it"
-        )
+        raise UserError(f"{where} holds keys of its own, not a value; write `{where}:` and indent the keys below it")
     known = {about.name: about for about in fields(section)}
     for name, value in tree.items():
         key = f"{prefix}{name}"
@@ -182,7 +178,5 @@ def _assign(config: DictConfig, key: str, leaf: Field, value: Any, extend: bool 
     try:
         OmegaConf.update(config, key, value, merge=extend)
     except OmegaConfBaseException:
-        said = (
-            " ".join(f"{key}.{name}={entry}" for name, entry in value.items()) if extend else f"{key}={value}"
-        )
+        said = " ".join(f"{key}.{name}={entry}" for name, entry in value.items()) if extend else f"{key}={value}"
         raise UserError(f"{said}: expected {spell_type(leaf.type)}") from None

@@ -34,9 +34,7 @@ def check_folder(folder: Path, resume: bool) -> None:
     if occupied and not (folder / RECIPE_FILE).is_file():
         raise UserError(f"output={folder} holds other files; name a new folder with out=")
     if occupied and not resume:
-        raise UserError(
-            f"output={folder} already holds a run; go on with --resume, or name another folder with out="
-        )
+        raise UserError(f"output={folder} already holds a run; go on with --resume, or name another folder with out=")
 
 
 def open_folder(context: Context) -> None:
@@ -109,9 +107,7 @@ def protocol(recipe: Recipe, split: str, image_size: int, training: dict[str, An
     """What a reader must know before comparing the numbers with others."""
     fresh = recipe.model.vision.startswith("scratch:") and not recipe.model.init
     return {
-        "split": split
-        if recipe.data.fold is None
-        else f"{split} (fold {recipe.data.fold} of {recipe.data.folds})",
+        "split": split if recipe.data.fold is None else f"{split} (fold {recipe.data.fold} of {recipe.data.folds})",
         "resolution": image_size,
         "test_time_augmentation": None,
         "pretraining": None if fresh else recipe.model.init or recipe.model.vision,

@@ -154,9 +154,7 @@ class RecognitionTask(Task):
         parts = {"visual": visual.detach()}
         loss = self.loss.visual_weight * visual
         if output.language_logits is not None:
-            language = cross_entropy(
-                output.language_logits + self.adjustment, labels, label_smoothing=smoothing
-            )
+            language = cross_entropy(output.language_logits + self.adjustment, labels, label_smoothing=smoothing)
             parts["language"] = language.detach()
             loss = loss + self.loss.language_weight * language
         return {"loss": loss, **parts}

@@ -110,9 +110,7 @@ def resolve_vision(spec: str, weights_file: str | None, image_size: int) -> Visi
     elif Path(spec).is_file():
         return resolve_timm(architecture_of_file(Path(spec)), spec)
     else:
-        raise UserError(
-            f"model.vision={spec} is neither timm:NAME, hf:NAME, scratch:KIND nor a folder or file"
-        )
+        raise UserError(f"model.vision={spec} is neither timm:NAME, hf:NAME, scratch:KIND nor a folder or file")
     if weights_file is None:
         return tower
     reference = AutoModel.from_config(tower.config)
@@ -132,13 +130,9 @@ def resolve_text(spec: str, sentences: Sequence[str], max_length: int) -> TextTo
             "eos_token_id": tokenizer.eos_token_id,
             "pad_token_id": tokenizer.pad_token_id,
         }
-        return TextTower(
-            CONFIG_MAPPING[settings["model_type"]].from_dict(settings), None, tokenizer, "pooler"
-        )
+        return TextTower(CONFIG_MAPPING[settings["model_type"]].from_dict(settings), None, tokenizer, "pooler")
     if not ((kind == "hf" and name) or Path(spec).is_dir()):
-        raise UserError(
-            f"model.text={spec} is neither hf:NAME, scratch:KIND nor a folder that holds a text encoder"
-        )
+        raise UserError(f"model.text={spec} is neither hf:NAME, scratch:KIND nor a folder that holds a text encoder")
     location = name if kind == "hf" and name else spec
     model = pretrained(location, "text")
     model = getattr(model, "text_model", model)
@@ -183,9 +177,7 @@ def resolve_timm(name: str, weights_file: str | None) -> VisionTower:
     reference = AutoModel.from_config(config)
     defaults = reference.timm_model.default_cfg
     weights = (
-        fit_weights(reference, weights_file)
-        if weights_file
-        else pretrained(f"timm/{name}", "vision").state_dict()
+        fit_weights(reference, weights_file) if weights_file else pretrained(f"timm/{name}", "vision").state_dict()
     )
     return VisionTower(config, weights, defaults["mean"], defaults["std"])
 
@@ -196,9 +188,7 @@ def architecture_of_file(path: Path) -> str:
     for name in (f"tf_{stem}", stem):
         if timm.is_model(name):
             return name
-    raise UserError(
-        f"model.vision={path}: the file's name states no timm architecture; write timm:NAME@{path}"
-    )
+    raise UserError(f"model.vision={path}: the file's name states no timm architecture; write timm:NAME@{path}")
 
 
 def read_weights(path: str) -> dict[str, Tensor]:
@@ -224,10 +214,7 @@ def fit_weights(reference: nn.Module, weights_file: str) -> dict[str, Tensor]:
     target = {key: value for key, value in reference.state_dict().items() if "num_batches_tracked" not in key}
     found = {k: v for k, v in read_weights(weights_file).items() if "num_batches_tracked" not in k}
     by_name = {
-        key: found[short]
-        for key in target
-        for short in (key, key.removeprefix("timm_model."))
-        if short in found
+        key: found[short] for key in target for short in (key, key.removeprefix("timm_model.")) if short in found
     }
     if set(by_name) != set(target):
         ordered = list(found.values())[: len(target)]

@@ -58,9 +58,7 @@ class Trainer:
     Dropout is reseeded at every batch from (seed, epoch, batch), so a resumed run repeats the interrupted one.
     """
 
-    def __init__(
-        self, task: Task, batches: Batches, recipe: Recipe, folder: Path, accelerator: Accelerator
-    ) -> None:
+    def __init__(self, task: Task, batches: Batches, recipe: Recipe, folder: Path, accelerator: Accelerator) -> None:
         self.recipe, self.folder, self.accelerator, self.batches = recipe, folder, accelerator, batches
         options = recipe.train
         per_epoch = math.ceil(batches.batches_per_epoch / options.accumulation)
@@ -135,9 +133,7 @@ class Trainer:
         accelerator.backward(parts["loss"] / options.accumulation)
         if stepping:
             if self.recipe.optim.clip_norm:
-                parts["grad_norm"] = accelerator.clip_grad_norm_(
-                    self.task.parameters(), self.recipe.optim.clip_norm
-                )
+                parts["grad_norm"] = accelerator.clip_grad_norm_(self.task.parameters(), self.recipe.optim.clip_norm)
             self.optimizer.step()
             self.schedule.step()
             self.optimizer.zero_grad(set_to_none=True)
