@@ -18,7 +18,7 @@ from transformers.utils import ModelOutput
 
 from .configuration_vlltr import VLLTRConfig
 from .modeling_unicl import UniCLModel, UniCLPreTrainedModel
-from .recognition import anchor_gram, fuse_logits, language_guided_logits
+from .recognition import anchor_gram, anchor_rstd, fuse_logits, language_guided_logits
 
 
 @dataclass
@@ -78,16 +78,17 @@ class LanguageGuidedHead(nn.Module):
         self.register_buffer("class_counts", torch.zeros(classes, dtype=torch.int64))
         self.register_buffer("sentence_bytes", torch.zeros(config.num_sentence_bytes, dtype=torch.uint8))
         self.register_buffer("sentence_offsets", torch.zeros(classes * anchors + 1, dtype=torch.int64))
-        self._gram: Tensor | None = None
+        self._constants: tuple[Tensor, Tensor] | None = None
 
-    def gram(self) -> Tensor:
-        """Inner products [C, M, M] of each class's anchors, computed once: the anchors are frozen."""
-        if self._gram is None or self._gram.device != self.anchors.device:
-            self._gram = anchor_gram(self.anchors)
-        return self._gram
+    def constants(self) -> tuple[Tensor, Tensor]:
+        """Inner products [C, M, M] and reciprocal deviations [C, M] of the anchors, computed once: they are frozen."""
+        if self._constants is None or self._constants[0].device != self.anchors.device:
+            self._constants = anchor_gram(self.anchors), anchor_rstd(self.anchors, self.norm_key.eps)
+        return self._constants
 
     def language(self, features: Tensor, scale: Tensor, return_attention: bool) -> tuple[Tensor, Tensor | None]:
         """Language logits [B, C] of raw image features [B, D], and the attention [B, C, M] when asked for."""
+        gram, rstd = self.constants()
         result = language_guided_logits(
             features,
             self.anchors,
@@ -100,7 +101,8 @@ class LanguageGuidedHead(nn.Module):
             self.norm_key.bias,
             scale,
             detach_norm=self.detach_norm,
-            gram=self.gram(),
+            gram=gram,
+            rstd=rstd,
             eps=self.norm_key.eps,
             return_attention=return_attention,
         )
@@ -117,7 +119,7 @@ class LanguageGuidedHead(nn.Module):
         device = self.anchors.device
         self.sentence_offsets = lengths.cumsum(0).to(device)
         self.sentence_bytes = torch.tensor(list(b"".join(encoded)), dtype=torch.uint8, device=device)
-        self._gram = None
+        self._constants = None
 
     def sentence(self, label: int, anchor: int) -> str:
         """The text of one anchor."""

@@ -65,7 +65,9 @@ class Trainer:
         self.total_steps = options.steps or options.epochs * per_epoch
         self.save_every = options.save_every or per_epoch
         optimizer = build_optimizer(task.model, recipe.optim)
-        self.task = accelerator.unwrap_model(task)
+        self.task = task
+        if options.compile:
+            task.compile()  # in place: the names in the state dict stay
         self.wrapped, self.optimizer = accelerator.prepare(task, optimizer)
         # not prepared: a prepared schedule steps once per process
         self.schedule = build_schedule(optimizer, recipe.optim, self.total_steps)
