@@ -18,7 +18,7 @@ from hf_vlr.training.loaders import ImageBatches, StateBatches
 from hf_vlr.training.model_builder import build_dual_encoder
 from hf_vlr.training.options import Recipe
 from hf_vlr.training.run_data import RunData, transforms
-from hf_vlr.training.run_folder import open_folder, save_model, write_evaluation
+from hf_vlr.training.run_folder import TEXTS_FILE, open_folder, save_model, write_evaluation
 from hf_vlr.training.tasks import ContrastiveTask, freeze_parts
 from hf_vlr.training.trainer import Batches, Trainer
 
@@ -49,7 +49,7 @@ def fit_contrast(context: Context, data: RunData) -> None:
         return zero_shot(features, vectors, model.logit_scale.exp().item())
 
     write_evaluation(context, data, scores, encoder.image_size, summary)
-    data.corpus.save(context.folder / "texts.jsonl")
+    data.corpus.save(context.folder / TEXTS_FILE)
     save_model(model, encoder.processor, context.folder)
 
 

@@ -15,7 +15,7 @@ from hf_vlr.training.contrast import choose_anchors, epoch_keys, name_classes, t
 from hf_vlr.training.loaders import ImageBatches, StateBatches
 from hf_vlr.training.model_builder import DualEncoder, build_dual_encoder, shared_fields
 from hf_vlr.training.run_data import RunData, transforms
-from hf_vlr.training.run_folder import open_folder, save_model, write_evaluation
+from hf_vlr.training.run_folder import TEXTS_FILE, open_folder, save_model, write_evaluation
 from hf_vlr.training.tasks import RecognitionTask
 from hf_vlr.training.trainer import Batches, Trainer
 
@@ -46,7 +46,7 @@ def fit_recognition(context: Context, data: RunData) -> None:
         return recognise(model, features)
 
     if data.corpus is not None:
-        data.corpus.save(context.folder / "texts.jsonl")
+        data.corpus.save(context.folder / TEXTS_FILE)
         if recipe.model.fusion_weight is None:
             branches = scores(data.validation)
             model.config.fusion_weight = choose_fusion_weight(

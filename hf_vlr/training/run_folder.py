@@ -3,6 +3,7 @@
 import os
 import shutil
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from hf_vlr.training.run_data import RunData, load_split
 
 RECIPE_FILE = "recipe.yaml"
 PREDICTIONS_FILE = "predictions.npz"
+TEXTS_FILE = "texts.jsonl"
 # keys that may differ between a run and its continuation: they change nothing that is computed
 FREE_KEYS = ("output", "data.workers", "data.cache_dir", "train.keep", "train.log_every", "train.save_every")
 
@@ -66,6 +68,20 @@ def first_difference(before: Any, after: Any, prefix: str = "") -> str | None:
     return None
 
 
+@dataclass(frozen=True)
+class Measurement:
+    """What was measured: each predictor's log-probabilities [N, C] of a source, and what a reader must know.
+
+    train_counts: images per class [C] in training. image_size: pixels. training: what `Trainer.fit` returned.
+    """
+
+    source: ImageSource
+    scores: Scores
+    train_counts: np.ndarray
+    image_size: int
+    training: dict[str, Any]
+
+
 def write_evaluation(
     context: Context,
     data: RunData,
@@ -73,34 +89,39 @@ def write_evaluation(
     image_size: int,
     training: dict[str, Any],
 ) -> None:
-    """Measure the recipe's splits (the first one named is the run's `metrics.json`) and show the table.
+    """Measure the recipe's splits: the first one named is the run's own `metrics.json`, others get a folder each.
 
-    `scores` gives each predictor's log-probabilities [N, C] of a source. `predictions.npz` keeps those of the first
-    split with its labels.
+    `scores` gives each predictor's log-probabilities [N, C] of a source.
     """
-    recipe = context.recipe
-    for number, split in enumerate(recipe.eval.splits):
-        source = load_split(recipe, split)
-        predictors = scores(source)
-        document = metrics_document(
-            predictors,
-            source.labels,
-            data.train.class_counts(),
-            source.class_names,
-            recipe.eval.rule,
-            protocol(recipe, split, image_size, training),
-        )
+    counts = data.train.class_counts()
+    for number, split in enumerate(context.recipe.eval.splits):
+        source = load_split(context.recipe, split)
         folder = context.folder if number == 0 else context.folder / split
-        folder.mkdir(exist_ok=True)
-        counts, names = data.train.class_counts(), source.class_names
+        write_measurement(context.recipe, Measurement(source, scores(source), counts, image_size, training), folder)
+
+
+def write_measurement(recipe: Recipe, measured: Measurement, folder: Path | None) -> dict[str, Any]:
+    """Print the table and return the metrics document; with a folder also write it, with per-class and raw scores."""
+    source, counts, rule = measured.source, measured.train_counts, recipe.eval.rule
+    document = metrics_document(
+        measured.scores,
+        source.labels,
+        counts,
+        source.class_names,
+        rule,
+        protocol(recipe, source.split, measured.image_size, measured.training),
+    )
+    if folder is not None:
+        folder.mkdir(parents=True, exist_ok=True)
         tables = {
-            name: per_class_table(values, source.labels, counts, names, recipe.eval.rule)
-            for name, values in predictors.items()
+            name: per_class_table(values, source.labels, counts, source.class_names, rule)
+            for name, values in measured.scores.items()
         }
-        np.savez_compressed(folder / PREDICTIONS_FILE, labels=source.labels, **predictors)
+        np.savez_compressed(folder / PREDICTIONS_FILE, labels=source.labels, train_counts=counts, **measured.scores)
         write_metrics(folder, document, tables)
-        print(f"{split}: {len(source)} images")
-        print(render_table(document["predictors"]))
+    print(f"{source.split}: {len(source)} images")
+    print(render_table(document["predictors"]))
+    return document
 
 
 def protocol(recipe: Recipe, split: str, image_size: int, training: dict[str, Any]) -> dict[str, Any]:
