@@ -31,3 +31,15 @@ def gather_rows(local: Tensor) -> Tensor:
         gathered = [torch.empty_like(padded) for _ in range(world)]
         dist.all_gather(gathered, padded.contiguous())
     return torch.cat([rows[: int(size)] for rows, size in zip(gathered, sizes, strict=True)])
+
+
+def share_of_rows(local: Tensor) -> float | Tensor:
+    """R n_r / N for the n_r rows [n_r, ...] of this rank among N on R ranks; 1.0 in a single process.
+
+    Times a rank's mean over its rows, it makes the mean over ranks the mean over all N rows.
+    """
+    if not is_distributed():
+        return 1.0
+    total = torch.tensor(float(len(local)), device=local.device)
+    dist.all_reduce(total)
+    return dist.get_world_size() * len(local) / total

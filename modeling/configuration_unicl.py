@@ -21,7 +21,9 @@ def tower_config(config: Any, default_type: str) -> PreTrainedConfig:
     model_type = config.get("model_type", default_type)
     if model_type not in CONFIG_MAPPING:
         raise ValueError(f"tower model_type {model_type!r} is not known to the installed transformers")
-    # from_dict, not the constructor: timm's wrapper keeps its labels under other names in files
+    if model_type == "timm_wrapper":
+        # its files keep the labels under other names, which from_dict reads, and cannot do without
+        config.setdefault("num_classes", 2)
     return CONFIG_MAPPING[model_type].from_dict(config)
 
 

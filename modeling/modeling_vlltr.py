@@ -73,18 +73,27 @@ class LanguageGuidedHead(nn.Module):
         if config.visual_head == "mlp":
             self.visual = nn.Sequential(nn.Linear(width, 4 * width), nn.ReLU(), nn.Linear(4 * width, classes))
         self.detach_norm = config.detach_norm
-        self.register_buffer("anchors", torch.zeros(classes, anchors, width))
-        self.register_buffer("anchor_mask", torch.zeros(classes, anchors, dtype=torch.bool))
         self.register_buffer("class_counts", torch.zeros(classes, dtype=torch.int64))
-        self.register_buffer("sentence_bytes", torch.zeros(config.num_sentence_bytes, dtype=torch.uint8))
-        self.register_buffer("sentence_offsets", torch.zeros(classes * anchors + 1, dtype=torch.int64))
+        if anchors:
+            self.register_buffer("anchors", torch.zeros(classes, anchors, width))
+            self.register_buffer("anchor_mask", torch.zeros(classes, anchors, dtype=torch.bool))
+            self.register_buffer("sentence_bytes", torch.zeros(config.num_sentence_bytes, dtype=torch.uint8))
+            self.register_buffer("sentence_offsets", torch.zeros(classes * anchors + 1, dtype=torch.int64))
         self._constants: tuple[Tensor, Tensor] | None = None
 
     def constants(self) -> tuple[Tensor, Tensor]:
         """Inner products [C, M, M] and reciprocal deviations [C, M] of the anchors, computed once: they are frozen."""
-        if self._constants is None or self._constants[0].device != self.anchors.device:
+        if self._constants is None:
             self._constants = anchor_gram(self.anchors), anchor_rstd(self.anchors, self.norm_key.eps)
         return self._constants
+
+    def _apply(self, fn, recurse: bool = True) -> "LanguageGuidedHead":
+        self._constants = None  # another device or dtype
+        return super()._apply(fn, recurse)
+
+    def _load_from_state_dict(self, *args, **kwargs) -> None:
+        self._constants = None  # other anchors
+        super()._load_from_state_dict(*args, **kwargs)
 
     def language(self, features: Tensor, scale: Tensor, return_attention: bool) -> tuple[Tensor, Tensor | None]:
         """Language logits [B, C] of raw image features [B, D], and the attention [B, C, M] when asked for."""
@@ -110,6 +119,8 @@ class LanguageGuidedHead(nn.Module):
 
     def set_anchors(self, features: Tensor, mask: Tensor, sentences: Sequence[Sequence[str]]) -> None:
         """Store anchor features [C, M, D], their mask [C, M] (True = real) and `sentences[c][m]` ("" where padded)."""
+        if self.query is None:
+            raise ValueError("this recogniser is visual only (num_anchors is 0): it takes no anchors")
         encoded = [text.encode() for row in sentences for text in row]
         if features.shape != self.anchors.shape or len(encoded) != mask.numel() or mask.shape != features.shape[:2]:
             raise ValueError(f"anchors must have the shape {tuple(self.anchors.shape)}, not {tuple(features.shape)}")

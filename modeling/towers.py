@@ -28,10 +28,12 @@ def vision_width(tower: nn.Module) -> int:
     config = tower.config
     if isinstance(getattr(tower, "num_features", None), int):  # Swin, FocalNet
         return tower.num_features
-    if getattr(config, "hidden_sizes", None):  # ResNet, RegNet, ConvNeXt
-        return config.hidden_sizes[-1]
-    if isinstance(getattr(config, "hidden_size", None), int):
-        return config.hidden_size
+    for name in ("neck_hidden_sizes", "hidden_sizes"):  # MobileViT has both; ResNet, RegNet, ConvNeXt
+        if getattr(config, name, None):
+            return getattr(config, name)[-1]
+    for name in ("hidden_size", "hidden_dim"):  # ViT; EfficientNet
+        if isinstance(getattr(config, name, None), int):
+            return getattr(config, name)
     raise ValueError(f"cannot tell the feature width of a {config.model_type!r} vision tower")
 
 
@@ -56,7 +58,7 @@ def encode_image(tower: nn.Module, pixel_values: Tensor, pooling: str) -> Tensor
     `pooler` takes what the tower pools itself (for a convolutional one its average over positions) and falls back to
     `mean` where it has no pooler.
     """
-    outputs = tower(pixel_values)
+    outputs = tower(pixel_values.to(tower.dtype))
     pooled = getattr(outputs, "pooler_output", None)
     if pooling == "pooler" and pooled is not None:
         return pooled.flatten(1)
@@ -79,7 +81,7 @@ def encode_text(
     """
     limit = text_length(tower.config)
     if input_ids.shape[1] > limit:
-        input_ids = cut_texts(input_ids, limit, getattr(tower.config, "eos_token_id", None))
+        input_ids = cut_texts(input_ids, limit, end_token(input_ids, tower.config))
         attention_mask = None if attention_mask is None else attention_mask[:, :limit]
         token_type_ids = None if token_type_ids is None else token_type_ids[:, :limit]
     extra = {}
@@ -102,20 +104,30 @@ def encode_text(
     return (states * weights).sum(dim=1) / weights.sum(dim=1).clamp_min(1.0)
 
 
-def cut_texts(input_ids: Tensor, limit: int, eos_token_id: int | list[int] | None) -> Tensor:
-    """The first `limit` tokens of each text [N, L]; a text that loses its end-of-text token gets it back at the end."""
+def end_token(input_ids: Tensor, config: PreTrainedConfig) -> Tensor | None:
+    """Id [N, 1] of the token that ends each text [N, L]; None where the text config names no single `eos_token_id`."""
+    eos = getattr(config, "eos_token_id", None)
+    if config.model_type == "clip_text_model" and eos == 2:
+        # OpenAI's published configs state a wrong id; their pooler takes the highest id of a text, and so it ends here
+        return input_ids.amax(dim=1, keepdim=True)
+    return torch.full_like(input_ids[:, :1], eos) if isinstance(eos, int) else None
+
+
+def cut_texts(input_ids: Tensor, limit: int, end: Tensor | None) -> Tensor:
+    """The first `limit` tokens of each text [N, L]; a text that loses its token `end` [N, 1] has it as its last."""
     kept = input_ids[:, :limit].clone()
-    if isinstance(eos_token_id, int):
-        lost = ~(kept == eos_token_id).any(dim=1) & (input_ids == eos_token_id).any(dim=1)
-        kept[:, -1] = torch.where(lost, torch.full_like(kept[:, -1], eos_token_id), kept[:, -1])
+    if end is not None:
+        lost = ~(kept == end).any(dim=1) & (input_ids == end).any(dim=1)
+        kept[:, -1] = torch.where(lost, end[:, 0], kept[:, -1])
     return kept
 
 
 def end_of_text(input_ids: Tensor, config: PreTrainedConfig) -> Tensor:
     """Position [N] of the first end-of-text token of each text [N, L]."""
-    if not isinstance(config.eos_token_id, int):
-        raise ValueError(f"text_pooling eot needs one eos_token_id in the text config, not {config.eos_token_id!r}")
-    return (input_ids == config.eos_token_id).int().argmax(dim=1)
+    end = end_token(input_ids, config)
+    if end is None:
+        raise ValueError(f"text_pooling eot needs one eos_token_id in the config of {config.model_type!r}")
+    return (input_ids == end).int().argmax(dim=1)
 
 
 def set_checkpointing(tower: nn.Module, enable: bool, **options) -> bool:

@@ -1,7 +1,12 @@
 """The environment of every test, set before anything is imported: no network, one thread, own caches."""
 
+import importlib.util
 import os
 import tempfile
+from pathlib import Path
+from types import ModuleType
+
+import pytest
 
 _CACHE = tempfile.TemporaryDirectory(prefix="hf_vlr-tests-")
 
@@ -16,3 +21,12 @@ os.environ |= {
     "COLUMNS": "110",
 }
 os.environ.pop("HF_VLR_DEBUG", None)
+
+
+@pytest.fixture(scope="session")
+def tiny() -> ModuleType:
+    """Builders of tiny models, processors and inputs (`tests/tiny.py`), loaded when a test first asks for them."""
+    spec = importlib.util.spec_from_file_location("tiny", Path(__file__).with_name("tiny.py"))
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module

@@ -5,6 +5,7 @@ import json
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
+from copy import copy
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,6 +15,8 @@ from hf_vlr.data.shapes_text import shapes_sentences
 from hf_vlr.data.source import ImageSource
 from hf_vlr.data.templates import TEMPLATES, spoken_name
 from hf_vlr.errors import UserError
+
+TEXT_SAMPLING = ("uniform", "distinctive")
 
 
 class TextRow(NamedTuple):
@@ -48,6 +51,7 @@ class ClassTextCorpus:
         self.sources = [row.source for row in kept]
         self.licenses = [row.license for row in kept]
         self.offsets = np.searchsorted(self.labels, np.arange(num_classes + 1)).astype(np.int64)
+        self._cumulative = self._cumulated(np.ones(len(kept)))
 
     @property
     def num_classes(self) -> int:
@@ -65,11 +69,36 @@ class ClassTextCorpus:
         return self.texts[self.offsets[label] : self.offsets[label + 1]]
 
     def draw(self, label: int, rng: np.random.Generator) -> str:
-        """One sentence of the class, each equally likely; `UserError` if it has none."""
-        first, last = int(self.offsets[label]), int(self.offsets[label + 1])
-        if first == last:
+        """One sentence of a class, by the corpus's weights; `UserError` for a class without any."""
+        if self.offsets[label] == self.offsets[label + 1]:
             raise UserError(f"class {label} has no text; add sentences for it or join '+templates' to data.texts")
-        return self.texts[first + int(rng.integers(last - first))]
+        return self.texts[int(self.pick(np.array([label]), rng.random(1))[0])]
+
+    def pick(self, labels: np.ndarray, chances: np.ndarray) -> np.ndarray:
+        """Positions `[N]` in `texts` of one sentence for each of N labels; `chances` `[N]` are uniform in [0, 1)."""
+        found = np.searchsorted(self._cumulative, labels + chances, side="right")
+        return np.clip(found, self.offsets[labels], self.offsets[labels + 1] - 1)
+
+    def weighted(self, scheme: str) -> "ClassTextCorpus":
+        """The same corpus with other chances of its sentences, within each class.
+
+        `uniform`: all the same (VL-LTR). `distinctive`: in inverse proportion to the number of classes that have the
+        very same sentence, because what is said of every class tells nothing of one.
+        """
+        if scheme not in TEXT_SAMPLING:
+            raise UserError(f"data.text_sampling={scheme!r} is unknown; there are: {', '.join(TEXT_SAMPLING)}")
+        spread = Counter(self.texts)
+        weights = [1.0 / spread[text] if scheme == "distinctive" else 1.0 for text in self.texts]
+        corpus = copy(self)
+        corpus._cumulative = self._cumulated(np.array(weights))
+        return corpus
+
+    def _cumulated(self, weights: np.ndarray) -> np.ndarray:
+        """Class index plus the cumulative chance within the class: ascending over the whole corpus."""
+        totals = np.bincount(self.labels, weights, minlength=self.num_classes)
+        running = np.cumsum(weights)
+        before = np.concatenate([[0.0], running])[self.offsets[:-1]]
+        return self.labels + (running - before[self.labels]) / totals[self.labels]
 
     def coverage(self) -> np.ndarray:
         """Sentences per class, int64 `[C]`."""

@@ -14,13 +14,13 @@ from hf_vlr.evaluation.predictors import class_vectors, image_vectors, project, 
 from hf_vlr.features import StateCache, Transform, text_states, vision_states
 from hf_vlr.modeling import UniCLModel
 from hf_vlr.training.context import Context
-from hf_vlr.training.loaders import ImageBatches, StateBatches
+from hf_vlr.training.loaders import Batches, ImageBatches, StateBatches, spoken_sentences
 from hf_vlr.training.model_builder import build_dual_encoder
 from hf_vlr.training.options import Recipe
 from hf_vlr.training.run_data import RunData, transforms
 from hf_vlr.training.run_folder import TEXTS_FILE, open_folder, save_model, write_evaluation
-from hf_vlr.training.tasks import ContrastiveTask, freeze_parts
-from hf_vlr.training.trainer import Batches, Trainer
+from hf_vlr.training.tasks import ContrastiveTask
+from hf_vlr.training.trainer import Trainer
 
 
 def fit_contrast(context: Context, data: RunData) -> None:
@@ -32,7 +32,6 @@ def fit_contrast(context: Context, data: RunData) -> None:
     model = encoder.model.to(accelerator.device)
     name_classes(model, data.train.class_names)
     teacher = copy.deepcopy(model) if recipe.loss.distillation else None
-    freeze_parts(model, recipe.model.freeze)
     evaluation, augmentation = transforms(recipe.data, encoder.image_processor)
     collator = Collator(encoder.processor.tokenizer, recipe.data.max_text_length)
     batches = contrast_batches(context, data, model, collator, evaluation, augmentation)
@@ -70,20 +69,31 @@ def contrast_batches(
     if "text_model" not in recipe.model.freeze:
         raise UserError("data.cache_views needs a frozen text tower in stage 1: add text_model to model.freeze")
     views = training_views(context, data, model, evaluation, augmentation)
-    sentences = text_states(model, corpus.texts, collator.tokenize, cache=context.cache)
-    return StateBatches(data.train, views, keys, recipe.seed, corpus, sentences, recipe.data.caption_probability)
+    texts, own = corpus.texts, None
+    if recipe.data.caption_probability:
+        texts, own = spoken_sentences(data.train, corpus)
+    sentences = text_states(model, texts, collator.tokenize, cache=context.cache)
+    return StateBatches(
+        data.train, views, keys, recipe.seed, corpus, sentences, own, recipe.data.caption_probability
+    )
 
 
 def epoch_keys(context: Context, train: ImageSource) -> EpochBatches:
-    """The order of every epoch, cut to this process's share."""
+    """The order of every epoch, cut to this process's share; `train.accumulation` batches make a step."""
     recipe, accelerator = context.recipe, context.accelerator
+    size, accumulation, processes = recipe.train.batch_size, recipe.train.accumulation, accelerator.num_processes
+    if size % (accumulation * processes):
+        raise UserError(
+            f"train.batch_size={size} must be a multiple of train.accumulation={accumulation} times "
+            f"{processes} processes"
+        )
     return EpochBatches(
         train.labels,
-        recipe.train.batch_size,
+        size // accumulation,
         recipe.data.sampler,
         recipe.seed,
         rank=accelerator.process_index,
-        world_size=accelerator.num_processes,
+        world_size=processes,
     )
 
 

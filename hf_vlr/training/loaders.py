@@ -5,6 +5,7 @@ Both give dictionaries of tensors for epoch e from batch k on, and both are func
 
 from collections.abc import Iterator
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
@@ -13,16 +14,43 @@ from hf_vlr.data.batches import Collator, EpochBatches, TrainingSet
 from hf_vlr.data.corpus import ClassTextCorpus
 from hf_vlr.data.source import ImageSource
 from hf_vlr.errors import UserError
+from hf_vlr.features import read_batches
 from hf_vlr.randomness import numpy_generator
 
 Batch = dict[str, Tensor]
 
 
-class ImageBatches:
+class Batches:
+    """What the loop asks of a loader: the batches of an epoch, each with its part of an optimiser step."""
+
+    def __init__(self, keys: EpochBatches) -> None:
+        self.keys = keys
+
+    @property
+    def batches_per_epoch(self) -> int:
+        return self.keys.batches_per_epoch
+
+    def epoch(self, epoch: int, start_batch: int = 0) -> Iterator[Batch]:
+        """The batches of one epoch, from `start_batch` on."""
+        raise NotImplementedError
+
+    def share_of_step(self, batch: int, accumulation: int) -> tuple[float, bool]:
+        """The part of its step's rows that a batch holds, and whether the step ends with it.
+
+        A step takes `accumulation` batches, and fewer at an epoch's end.
+        """
+        first = batch - batch % accumulation
+        last = min(first + accumulation, self.batches_per_epoch) - 1
+        size, total = self.keys.batch_size, self.keys.num_samples
+        rows = min((last + 1) * size, total) - first * size
+        return (min((batch + 1) * size, total) - batch * size) / rows, batch == last
+
+
+class ImageBatches(Batches):
     """`pixel_values`, `labels` and (with a tokenizer) `input_ids`, `attention_mask`, `text_index`."""
 
     def __init__(self, dataset: TrainingSet, collator: Collator, keys: EpochBatches, workers: int) -> None:
-        self.keys = keys
+        super().__init__(keys)
         self.loader = DataLoader(
             dataset,
             batch_sampler=keys,
@@ -31,20 +59,22 @@ class ImageBatches:
             pin_memory=torch.cuda.is_available(),
         )
 
-    @property
-    def batches_per_epoch(self) -> int:
-        return self.keys.batches_per_epoch
-
     def epoch(self, epoch: int, start_batch: int = 0) -> Iterator[Batch]:
-        """The batches of one epoch, from `start_batch` on."""
         self.keys.set_epoch(epoch, start_batch)
-        yield from self.loader
+        yield from read_batches(self.loader)
 
 
-class StateBatches:
+class StateBatches(Batches):
     """`vision_states` [N, W], `labels` [N] and (with a corpus) `text_states` [U, W'] with `text_index` [N].
 
-    views: [K, N, W]; each draw takes one of the K views. sentences: states [S, W'] of the corpus, in its order.
+    Args:
+        source: gives the labels, all >= 0.
+        views: [K, N, W]; each draw takes one of the K views.
+        keys, seed: which rows make a batch, and the seed of the draws.
+        corpus: its sentences are drawn as `TrainingSet` draws them: one of the row's class, each equally likely.
+        sentences: states [S, W'] of `spoken_sentences`' texts.
+        own: [N], where among them each row's own caption stands, -1 without one; None: captions are not spoken.
+        caption_probability: how often a row speaks its own caption.
     """
 
     def __init__(
@@ -55,24 +85,20 @@ class StateBatches:
         seed: int,
         corpus: ClassTextCorpus | None = None,
         sentences: Tensor | None = None,
+        own: Tensor | None = None,
         caption_probability: float = 0.0,
     ) -> None:
+        super().__init__(keys)
         if (source.labels < 0).any():
             raise UserError("data.cache_views works on labelled images only; set it to 0 for image-text pairs")
-        self.views, self.keys, self.seed = views, keys, seed
+        self.views, self.seed = views, seed
         self.labels = torch.from_numpy(source.labels)
-        self.sentences, self.caption_probability = sentences, caption_probability
+        self.sentences, self.own, self.caption_probability = sentences, own, caption_probability
         if corpus is not None:
             self.first = torch.as_tensor(corpus.offsets[:-1])
             self.count = torch.as_tensor(corpus.offsets[1:]) - self.first
-            self.own = own_sentences(source, corpus) if caption_probability else None
-
-    @property
-    def batches_per_epoch(self) -> int:
-        return self.keys.batches_per_epoch
 
     def epoch(self, epoch: int, start_batch: int = 0) -> Iterator[Batch]:
-        """The batches of one epoch, from `start_batch` on."""
         self.keys.set_epoch(epoch, start_batch)
         total = self.keys.num_samples
         # one draw for the whole epoch, read by position: the same values whatever the batch or the rank
@@ -97,11 +123,21 @@ class StateBatches:
         return torch.where((own >= 0) & (own_choice < self.caption_probability), own, drawn)
 
 
-def own_sentences(source: ImageSource, corpus: ClassTextCorpus) -> Tensor:
-    """Where in the corpus each row's own caption stands [N], -1 where it does not."""
+def spoken_sentences(source: ImageSource, corpus: ClassTextCorpus) -> tuple[list[str], Tensor]:
+    """All texts that rows may speak: the corpus in its order, then captions of other words; and each row's own [N].
+
+    A row's own is the position of its caption, -1 where it has none.
+    """
+    place: dict[tuple[int, str], int] = {}
+    for position, row in enumerate(corpus.rows()):
+        place[row.label, row.text] = position
+    texts = list(corpus.texts)
     own = torch.full((len(source),), -1, dtype=torch.int64)
-    for label in range(corpus.num_classes):
-        position = {text: int(corpus.offsets[label]) + i for i, text in enumerate(corpus.of(label))}
-        for row in (source.labels == label).nonzero()[0]:
-            own[row] = position.get(source.captions[row] or "", -1)
-    return own
+    for row, (label, caption) in enumerate(zip(source.labels.tolist(), source.captions, strict=True)):
+        if not caption:
+            continue
+        if (label, caption) not in place:
+            place[label, caption] = len(texts)
+            texts.append(caption)
+        own[row] = place[label, caption]
+    return texts, own

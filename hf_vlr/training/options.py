@@ -45,6 +45,11 @@ class DataOptions:
     texts: str | None = option(
         None, "class texts: a JSONL, CSV or folder of .txt, captions, templates; a+b joins; null = automatic"
     )
+    text_sampling: str = option(
+        "uniform",
+        "how a class's sentences are drawn; distinctive: rarer where other classes have the same one",
+        choices=("uniform", "distinctive"),
+    )
     folds: int | None = option(None, "cut the training data into this many folds; null = use its own splits", low=2)
     fold: int | None = option(None, "the fold that is tested, 0 … folds-1", low=0)
     validation_fraction: float = option(0.1, "part of each class held out to choose on", low=0.0, high=0.9)

@@ -5,6 +5,7 @@ import torch
 from hf_vlr.anchors import gather_anchor_features
 from hf_vlr.data.batches import Collator, TrainingSet
 from hf_vlr.data.source import ImageSource
+from hf_vlr.errors import UserError
 from hf_vlr.evaluation.fusion import choose_fusion_weight
 from hf_vlr.evaluation.predictors import Scores, image_vectors, project, recognise
 from hf_vlr.features import Transform, text_states
@@ -12,12 +13,12 @@ from hf_vlr.modeling import VLLTRConfig, VLLTRForImageClassification, VLLTRModel
 from hf_vlr.randomness import seed_for
 from hf_vlr.training.context import Context
 from hf_vlr.training.contrast import choose_anchors, epoch_keys, name_classes, training_views
-from hf_vlr.training.loaders import ImageBatches, StateBatches
+from hf_vlr.training.loaders import Batches, ImageBatches, StateBatches
 from hf_vlr.training.model_builder import DualEncoder, build_dual_encoder, shared_fields
 from hf_vlr.training.run_data import RunData, transforms
 from hf_vlr.training.run_folder import TEXTS_FILE, open_folder, save_model, write_evaluation
 from hf_vlr.training.tasks import RecognitionTask
-from hf_vlr.training.trainer import Batches, Trainer
+from hf_vlr.training.trainer import Trainer
 
 # α while training; the choice on validation data comes after, and the loss does not depend on it
 NEUTRAL_FUSION_WEIGHT = 0.5
@@ -26,6 +27,7 @@ NEUTRAL_FUSION_WEIGHT = 0.5
 def fit_recognition(context: Context, data: RunData) -> None:
     """Choose anchors, train the head (and whatever is not frozen), choose α, evaluate, write."""
     recipe, accelerator = context.recipe, context.accelerator
+    check_classes(data.train)
     encoder = build_dual_encoder(recipe, "vlltr", data.corpus.texts if data.corpus else [])
     model = build_recogniser(context, data, encoder)
     evaluation, augmentation = transforms(recipe.data, encoder.image_processor)
@@ -55,6 +57,15 @@ def fit_recognition(context: Context, data: RunData) -> None:
         summary["fusion_weight"] = model.config.fusion_weight
     write_evaluation(context, data, scores, encoder.image_size, summary)
     save_model(model, encoder.processor, context.folder)
+
+
+def check_classes(train: ImageSource) -> None:
+    """Raise `UserError` for image-text pairs, which have no class, and for fewer than two classes."""
+    pairs = int((train.labels < 0).sum())
+    if pairs:
+        raise UserError(f"task=recognition needs a label for every image; {train.name} has {pairs} without: task=unicl")
+    if train.num_classes < 2:
+        raise UserError(f"task=recognition needs at least 2 classes; {train.name} has {train.num_classes}")
 
 
 def build_recogniser(context: Context, data: RunData, encoder: DualEncoder) -> VLLTRForImageClassification:

@@ -40,7 +40,7 @@ def load_run_data(recipe: Recipe) -> RunData:
     check_source(train)
     corpus = None
     if recipe.model.language:
-        corpus = build_corpus(recipe.data.texts, train)
+        corpus = build_corpus(recipe.data.texts, train).weighted(recipe.data.text_sampling)
         corpus.require_every_class(train.class_names)
     return RunData(train, load_split(recipe, "validation"), corpus)
 

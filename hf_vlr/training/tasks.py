@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from hf_vlr.distributed import gather_rows
+from hf_vlr.distributed import gather_rows, share_of_rows
 from hf_vlr.modeling import UniCLModel, VLLTRForImageClassification, distillation_loss, image_text_label_loss
 from hf_vlr.training.loaders import Batch
 from hf_vlr.training.options import LossOptions, ModelOptions
@@ -132,7 +132,8 @@ class RecognitionTask(Task):
     """Recognition (VL-LTR stage 2): w_v CE(visual, y) + w_l CE(language, y), or the visual branch alone.
 
     With `logit_adjustment` τ both branches are trained on logits + τ log π, π the training frequencies (Menon et al.,
-    ICLR 2021); predictions use the bare logits.
+    ICLR 2021); predictions use the bare logits. The anchors are fixed, so the text tower takes no part; neither does
+    the logit scale without them.
     """
 
     def __init__(
@@ -142,8 +143,10 @@ class RecognitionTask(Task):
         loss: LossOptions,
         class_counts: Tensor,
     ) -> None:
-        super().__init__(model, freeze_parts(model.vlltr, options.freeze))
+        idle = ["text_model", "text_projection"] + ([] if model.config.num_anchors else ["logit_scale"])
+        super().__init__(model, freeze_parts(model.vlltr, [*options.freeze, *idle]))
         self.loss = loss
+        self.max_log_scale = math.log(options.max_logit_scale)
         prior = class_counts.double().clamp_min(1) / class_counts.sum()
         self.register_buffer("adjustment", (loss.logit_adjustment * prior.log()).float(), persistent=False)
 
@@ -157,4 +160,10 @@ class RecognitionTask(Task):
             language = cross_entropy(output.language_logits + self.adjustment, labels, label_smoothing=smoothing)
             parts["language"] = language.detach()
             loss = loss + self.loss.language_weight * language
-        return {"loss": loss, **parts}
+        # processes may hold different numbers of rows; the mean over them is to be the mean over rows
+        share = share_of_rows(labels)
+        return {name: share * part for name, part in ({"loss": loss} | parts).items()}
+
+    @torch.no_grad()
+    def after_step(self) -> None:
+        self.model.vlltr.logit_scale.clamp_(max=self.max_log_scale)
