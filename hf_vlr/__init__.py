@@ -22,7 +22,7 @@ _EXPORTS = {
     "VLLTRForImageClassification": "modeling",
     "VLLTRModel": "modeling",
     "build_corpus": "data.corpus",
-    "evaluate_checkpoint": "evaluation.runner",
+    "evaluate_checkpoint": "evaluate",
     "load_recipe": "training.recipe",
     "load_source": "data.source",
     "train_recipe": "training.run",

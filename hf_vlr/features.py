@@ -4,18 +4,22 @@ Letters: `K` views, `N` images, `S` sentences, `W` tower width (before the proje
 """
 
 import hashlib
+import json
 import os
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import torch
 from PIL import Image
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from hf_vlr.data.images import SelectedImages, identity_of
+from hf_vlr.errors import UserError
 from hf_vlr.modeling import UniCLModel
 from hf_vlr.modeling.towers import encode_image, encode_text
 from hf_vlr.randomness import torch_seeded
@@ -29,14 +33,15 @@ class StateCache:
     def __init__(self, folder: str | None) -> None:
         self.folder = Path(folder) if folder else None
 
-    def get(self, key: Sequence[str], compute: Callable[[], Tensor]) -> Tensor:
-        """The tensor stored under `key`, else `compute()`, which is then stored."""
+    def get(self, key: Callable[[], Sequence[str]], compute: Callable[[], Tensor]) -> Tensor:
+        """The tensor stored under `key()`, else `compute()`, which is then stored; a damaged file is replaced."""
         if self.folder is None:
             return compute()
-        digest = hashlib.blake2b("\n".join(key).encode(), digest_size=16).hexdigest()
+        digest = hashlib.blake2b(json.dumps(list(key())).encode(), digest_size=16).hexdigest()
         path = self.folder / f"{digest}.safetensors"
         if path.is_file():
-            return load_file(path)["states"]
+            with suppress(SafetensorError, KeyError):
+                return load_file(path)["states"]
         states = compute()
         self.folder.mkdir(parents=True, exist_ok=True)
         partial = path.with_suffix(f".{os.getpid()}.partial")
@@ -91,7 +96,8 @@ def vision_states(
         parts = [
             encode_image(model.vision_model, batch.to(model.device), pooling).float().cpu()
             for batch in tqdm(
-                loader,
+                read_batches(loader),
+                total=len(loader),
                 desc=f"encoding {note}",
                 unit="batch",
                 leave=False,
@@ -101,14 +107,10 @@ def vision_states(
         model.train(training)
         return torch.cat(parts).unflatten(0, (views, -1))
 
-    key = [
-        "vision",
-        digest_of(model.vision_model),
-        identity_of(base),
-        repr(evaluation),
-        repr(augmentation),
-        str(views),
-    ]
+    def key() -> list[str]:
+        transforms = [repr(evaluation), repr(augmentation), str(views)]
+        return ["vision", model.config.vision_pooling, digest_of(model.vision_model), identity_of(base), *transforms]
+
     states = cache.get(key, compute) if cache is not None else compute()
     return states if rows is None else states[:, rows]
 
@@ -146,10 +148,23 @@ def text_states(
         states = torch.cat(parts).float().cpu()
         return states[torch.tensor(order).argsort()]
 
-    key = ["text", digest_of(model.text_model), model.config.text_pooling, *unique]
+    def key() -> list[str]:
+        # the tokens say what tokenizer and which length made them
+        tokens = [tokenize(list(part))["input_ids"].tolist() for part in chunks(unique, batch_size)]
+        return ["text", digest_of(model.text_model), model.config.text_pooling, json.dumps(tokens)]
+
     states = cache.get(key, compute) if cache is not None else compute()
     position = {text: index for index, text in enumerate(unique)}
     return states[torch.tensor([position[text] for text in sentences])]
+
+
+def read_batches(loader: DataLoader) -> Iterator:
+    """A loader's batches; an error of the user's in a worker process keeps its one line, without the traceback."""
+    try:
+        yield from loader
+    except UserError as error:
+        last = str(error).rstrip().rpartition("\n")[2]
+        raise UserError(last.removeprefix(f"{UserError.__module__}.{UserError.__name__}: ")) from error
 
 
 def base_rows(images: Sequence) -> tuple[Sequence, Tensor]:

@@ -18,6 +18,8 @@ def tower_config(config: Any, default_type: str) -> PreTrainedConfig:
     if isinstance(config, PreTrainedConfig):
         return config
     config = dict(config or {})
+    # where a tower once came from: often a path of the machine that trained, and of no use to whoever loads it
+    config.pop("_name_or_path", None)
     model_type = config.get("model_type", default_type)
     if model_type not in CONFIG_MAPPING:
         raise ValueError(f"tower model_type {model_type!r} is not known to the installed transformers")

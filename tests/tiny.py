@@ -24,16 +24,6 @@ VISION_TOWERS: dict[str, tuple[int, dict]] = {
     "focalnet": (32, {"model_type": "focalnet", **_WINDOWS, "focal_levels": [1, 1], "focal_windows": [3, 3]}),
     "resnet": (24, {"model_type": "resnet", "embedding_size": 8, "hidden_sizes": [16, 24], "depths": [1, 1]}),
     "convnext": (24, {"model_type": "convnext", "num_stages": 2, "hidden_sizes": [16, 24], "depths": [1, 1]}),
-    "mobilevit": (
-        40,
-        {
-            "model_type": "mobilevit",
-            "image_size": IMAGE_SIZE,
-            "hidden_sizes": [16, 20, 24],
-            "neck_hidden_sizes": [8, 8, 8, 8, 8, 8, 40],
-            "num_attention_heads": 2,
-        },
-    ),
     "timm_resnet18": (
         32,
         {

@@ -19,6 +19,6 @@ def command(model_dir: str, words: tuple[str, ...], data: str, out: str | None) 
     hf-vlr eval runs/RECIPE --data imagefolder:photos
     hf-vlr eval runs/RECIPE --data shapes-lt data.options.classes=108 eval.rule=vl-ltr
     """
-    from hf_vlr.evaluation.runner import evaluate_checkpoint
+    from hf_vlr.evaluate import evaluate_checkpoint
 
     evaluate_checkpoint(model_dir, overrides(words, data), out)

@@ -20,7 +20,7 @@ def command(suite: str, words: tuple[str, ...], data: str | None, out: str) -> N
     \b
     hf-vlr suite openclipart-pretrained --data DIR vision=FILE text=DIR --out runs/openclipart
     """
-    from hf_vlr.training.suite import load_suite, markdown, run_suite
+    from hf_vlr.suite import load_suite, markdown, run_suite
 
     lines = overrides(words, data)
     load_suite(suite, lines)

@@ -9,6 +9,7 @@ import torch
 
 from hf_vlr.errors import UserError
 
+CHECKPOINTS = "checkpoints"
 # what torch.load and load_state_dict raise on files that are damaged or belong to something else
 UNREADABLE = (OSError, RuntimeError, ValueError, TypeError, KeyError, EOFError, AttributeError, UnpicklingError)
 

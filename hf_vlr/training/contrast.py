@@ -73,9 +73,7 @@ def contrast_batches(
     if recipe.data.caption_probability:
         texts, own = spoken_sentences(data.train, corpus)
     sentences = text_states(model, texts, collator.tokenize, cache=context.cache)
-    return StateBatches(
-        data.train, views, keys, recipe.seed, corpus, sentences, own, recipe.data.caption_probability
-    )
+    return StateBatches(data.train, views, keys, recipe.seed, corpus, sentences, own, recipe.data.caption_probability)
 
 
 def epoch_keys(context: Context, train: ImageSource) -> EpochBatches:

@@ -5,7 +5,6 @@ Both give dictionaries of tensors for epoch e from batch k on, and both are func
 
 from collections.abc import Iterator
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader

@@ -5,6 +5,7 @@ from pathlib import Path
 from accelerate import Accelerator, DistributedDataParallelKwargs
 from accelerate.utils import set_seed
 
+from hf_vlr.errors import UserError
 from hf_vlr.features import StateCache
 from hf_vlr.training.context import Context
 from hf_vlr.training.contrast import fit_contrast
@@ -12,7 +13,7 @@ from hf_vlr.training.options import Recipe
 from hf_vlr.training.recipe import load_recipe
 from hf_vlr.training.recognition import fit_recognition
 from hf_vlr.training.run_data import load_run_data
-from hf_vlr.training.run_folder import check_folder
+from hf_vlr.training.run_folder import check_folder, discard_beginning
 
 
 def train_recipe(
@@ -33,14 +34,25 @@ def run(recipe: Recipe, resume: bool = False) -> Path:
     """`train_recipe` for a recipe that is already loaded."""
     folder = Path(recipe.output)
     check_folder(folder, resume)
-    accelerator = Accelerator(
-        mixed_precision=recipe.train.mixed_precision,
-        kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
-    )
+    try:
+        accelerator = Accelerator(
+            mixed_precision=recipe.train.mixed_precision,
+            kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
+        )
+    except ValueError as error:
+        # what Accelerate says of a number format that the device does not have
+        raise UserError(
+            f"train.mixed_precision={recipe.train.mixed_precision} does not run here: "
+            f"{str(error).splitlines()[0]}; use no or bf16"
+        ) from error
     set_seed(recipe.seed)
     data = load_run_data(recipe)
     context = Context(recipe, folder, accelerator, StateCache(recipe.data.cache_dir), resume)
     fit = fit_recognition if recipe.task == "recognition" else fit_contrast
-    fit(context, data)
+    try:
+        fit(context, data)
+    except UserError:
+        discard_beginning(context)
+        raise
     accelerator.wait_for_everyone()
     return folder

@@ -13,10 +13,13 @@ from hf_vlr.training.options import DataOptions, Recipe
 
 @dataclass(frozen=True)
 class RunData:
-    """The training split, the validation split and the corpus (None for a model without language)."""
+    """The training split, the validation split (None where nothing is chosen on it) and the corpus.
+
+    A model without language has no corpus.
+    """
 
     train: ImageSource
-    validation: ImageSource
+    validation: ImageSource | None
     corpus: ClassTextCorpus | None
 
 
@@ -42,7 +45,13 @@ def load_run_data(recipe: Recipe) -> RunData:
     if recipe.model.language:
         corpus = build_corpus(recipe.data.texts, train).weighted(recipe.data.text_sampling)
         corpus.require_every_class(train.class_names)
-    return RunData(train, load_split(recipe, "validation"), corpus)
+    return RunData(train, load_split(recipe, "validation") if chooses_on_validation(recipe) else None, corpus)
+
+
+def chooses_on_validation(recipe: Recipe) -> bool:
+    """Whether the run looks at validation images, be it for its anchors or for its fusion weight."""
+    fusion = recipe.task == "recognition" and recipe.model.fusion_weight is None
+    return recipe.model.language and (fusion or recipe.anchors.split == "validation")
 
 
 def transforms(data: DataOptions, processor: CLIPImageProcessor) -> tuple[Transform, Transform]:

@@ -16,6 +16,7 @@ from hf_vlr.evaluation.metrics import per_class_table
 from hf_vlr.evaluation.predictors import Scores
 from hf_vlr.evaluation.report import metrics_document, render_table, write_metrics
 from hf_vlr.modeling.modeling_unicl import UniCLPreTrainedModel
+from hf_vlr.training.checkpoints import CHECKPOINTS, last_checkpoint
 from hf_vlr.training.context import Context
 from hf_vlr.training.options import Recipe
 from hf_vlr.training.recipe import load_recipe, recipe_to_yaml
@@ -49,10 +50,18 @@ def open_folder(context: Context) -> None:
         changed = first_difference(load_recipe(path), context.recipe)
         if changed:
             raise UserError(f"cannot resume {context.folder} with another {changed}; start anew with out=")
+    context.accelerator.wait_for_everyone()  # nobody reads the recipe any more
     if context.accelerator.is_main_process:
         context.folder.mkdir(parents=True, exist_ok=True)
         path.write_text(recipe_to_yaml(context.recipe), encoding="utf-8")
     context.accelerator.wait_for_everyone()
+
+
+def discard_beginning(context: Context) -> None:
+    """Remove the folder of a fresh run that failed before its first checkpoint: it holds nothing to go on from."""
+    fresh = not context.resume and last_checkpoint(context.folder / CHECKPOINTS) is None
+    if fresh and context.accelerator.is_main_process:
+        shutil.rmtree(context.folder, ignore_errors=True)
 
 
 def first_difference(before: Any, after: Any, prefix: str = "") -> str | None:

@@ -5,7 +5,7 @@ Letters: `N` pairs, `U` unique texts, `C` classes, `D` projection width.
 """
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -20,9 +20,13 @@ from hf_vlr.training.options import LossOptions, ModelOptions
 def freeze_parts(model: UniCLModel, parts: Iterable[str]) -> list[nn.Module]:
     """Stop the gradient of the named parts; returns the frozen modules, which must also stay in eval mode.
 
-    In eval mode a frozen tower's BatchNorm keeps its statistics and its dropout is off.
+    In eval mode a frozen tower's BatchNorm keeps its statistics and its dropout is off. A text pooler that the model
+    does not read is frozen too: processes that share a model wait for every gradient.
     """
     frozen = []
+    pooler = getattr(model.text_model, "pooler", None)
+    if pooler is not None and model.config.text_pooling != "pooler":
+        pooler.requires_grad_(False)
     for name in parts:
         part = getattr(model, name)
         if part is None:
@@ -48,13 +52,18 @@ def text_features(model: UniCLModel, batch: Batch) -> Tensor:
 
 
 class Task(nn.Module):
-    """What the loop asks of a task: a loss per batch, frozen parts in eval mode, a hook after each step."""
+    """What the loop asks of a task: a loss per batch, frozen parts in eval mode, a hook after each step.
 
-    def __init__(self, model: nn.Module, frozen: list[nn.Module]) -> None:
+    model: what is trained; encoder: the dual encoder in it; idle: its parts that this task's loss does not reach.
+    """
+
+    def __init__(self, model: nn.Module, encoder: UniCLModel, options: ModelOptions, idle: Sequence[str] = ()) -> None:
         super().__init__()
         self.model = model
-        # not registered: the modules are already part of the model
-        self._frozen = (frozen,)
+        # in tuples, so not registered: they are already part of the model
+        self._frozen = (freeze_parts(encoder, [*options.freeze, *idle]),)
+        self._encoder = (encoder,)
+        self.max_log_scale = math.log(options.max_logit_scale)
 
     def train(self, mode: bool = True) -> "Task":
         super().train(mode)
@@ -62,8 +71,12 @@ class Task(nn.Module):
             module.eval()
         return self
 
+    @torch.no_grad()
     def after_step(self) -> None:
-        """Called once the optimiser has moved the parameters."""
+        """Called once the optimiser has moved the parameters: the inverse temperature stays within its bound."""
+        scale = self._encoder[0].logit_scale
+        if scale.requires_grad:
+            scale.clamp_(max=self.max_log_scale)
 
 
 class ContrastiveTask(Task):
@@ -76,9 +89,8 @@ class ContrastiveTask(Task):
     def __init__(
         self, model: UniCLModel, options: ModelOptions, loss: LossOptions, teacher: UniCLModel | None = None
     ) -> None:
-        super().__init__(model, freeze_parts(model, options.freeze))
+        super().__init__(model, model, options)
         self.loss = loss
-        self.max_log_scale = math.log(options.max_logit_scale)
         # not registered: a teacher is neither trained nor saved with the model
         self._teacher = (teacher.eval().requires_grad_(False) if teacher is not None else None,)
 
@@ -115,10 +127,6 @@ class ContrastiveTask(Task):
         index = gather_rows(batch["text_index"] + text_offset(local))
         return images, gather_rows(local), index
 
-    @torch.no_grad()
-    def after_step(self) -> None:
-        self.model.logit_scale.clamp_(max=self.max_log_scale)
-
 
 def text_offset(local: Tensor) -> int:
     """How many texts [U_r, D] the ranks before this one hold."""
@@ -144,9 +152,8 @@ class RecognitionTask(Task):
         class_counts: Tensor,
     ) -> None:
         idle = ["text_model", "text_projection"] + ([] if model.config.num_anchors else ["logit_scale"])
-        super().__init__(model, freeze_parts(model.vlltr, [*options.freeze, *idle]))
+        super().__init__(model, model.vlltr, options, idle)
         self.loss = loss
-        self.max_log_scale = math.log(options.max_logit_scale)
         prior = class_counts.double().clamp_min(1) / class_counts.sum()
         self.register_buffer("adjustment", (loss.logit_adjustment * prior.log()).float(), persistent=False)
 
@@ -163,7 +170,3 @@ class RecognitionTask(Task):
         # processes may hold different numbers of rows; the mean over them is to be the mean over rows
         share = share_of_rows(labels)
         return {name: share * part for name, part in ({"loss": loss} | parts).items()}
-
-    @torch.no_grad()
-    def after_step(self) -> None:
-        self.model.vlltr.logit_scale.clamp_(max=self.max_log_scale)

@@ -15,7 +15,14 @@ from tqdm import tqdm
 
 from hf_vlr.errors import UserError
 from hf_vlr.randomness import seed_for
-from hf_vlr.training.checkpoints import UNREADABLE, last_checkpoint, read_checkpoint, unusable, write_checkpoint
+from hf_vlr.training.checkpoints import (
+    CHECKPOINTS,
+    UNREADABLE,
+    last_checkpoint,
+    read_checkpoint,
+    unusable,
+    write_checkpoint,
+)
 from hf_vlr.training.loaders import Batch, Batches
 from hf_vlr.training.optimizer import build_optimizer, build_schedule
 from hf_vlr.training.options import Recipe
@@ -67,7 +74,7 @@ class Trainer:
 
     def __init__(self, task: Task, batches: Batches, recipe: Recipe, folder: Path, accelerator: Accelerator) -> None:
         self.recipe, self.folder, self.accelerator, self.batches = recipe, folder, accelerator, batches
-        self.checkpoints = folder / "checkpoints"
+        self.checkpoints = folder / CHECKPOINTS
         options = recipe.train
         per_epoch = math.ceil(batches.batches_per_epoch / options.accumulation)
         self.total_steps = options.steps or options.epochs * per_epoch
