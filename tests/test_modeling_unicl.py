@@ -88,9 +88,12 @@ def test_an_unknown_tower_is_named(tower):
 
 def test_towers_are_given_as_objects_dictionaries_or_not_at_all():
     default = UniCLConfig()
-    assert (default.vision_config.model_type, default.text_config.model_type) == ("clip_vision_model", "clip_text_model")
-    config = UniCLConfig(vision_config=CLIPVisionConfig(hidden_size=64), text_config={"model_type": "bert"})
-    assert config.vision_config.hidden_size == 64
+    assert (default.vision_config.model_type, default.text_config.model_type) == (
+        "clip_vision_model",
+        "clip_text_model",
+    )
+    config = UniCLConfig(vision_config=CLIPVisionConfig(patch_size=8), text_config={"model_type": "bert"})
+    assert config.vision_config.patch_size == 8
     assert isinstance(config.text_config, BertConfig)
     assert UniCLConfig(vision_config={"hidden_size": 96}).vision_config.hidden_size == 96
     assert UniCLConfig(has_text_model=False, text_config={"model_type": "bert"}).text_config is None
@@ -118,7 +121,7 @@ def test_json_keeps_everything(tiny, tmp_path, kind, vision, text):
 
 
 def test_the_configuration_of_many_classes_stays_small(tiny, tmp_path):
-    names = {c: f"Aaronsohnia longissima var. tenuis {c} (n{c:08d})" for c in range(8142)}
+    names = {c: f"Strongylocentrotus purpuratus {c}" for c in range(8142)}
     label2id = {name: c for c, name in names.items()}
     config = tiny.config(VLLTRConfig, id2label=names, label2id=label2id, num_anchors=64)
     config.save_pretrained(tmp_path)

@@ -8,13 +8,13 @@ from PIL import Image
 from tokenizers import pre_tokenizers
 from transformers import CLIPImageProcessor, CLIPProcessor, CLIPTokenizer
 
-from hf_vlr import UniCLConfig, UniCLModel, VLLTRConfig, VLLTRForImageClassification
+from hf_vlr import UniCLConfig, UniCLModel, VLLTRForImageClassification
 from hf_vlr.modeling.modeling_unicl import UniCLPreTrainedModel
 
 IMAGE_SIZE, WIDTH, POSITIONS = 32, 32, 40
 _LAYERS = {"hidden_size": WIDTH, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
 _PATCHES = {**_LAYERS, "image_size": IMAGE_SIZE, "patch_size": 16}
-_WINDOWS = {"image_size": IMAGE_SIZE, "patch_size": 4, "embed_dim": 16, "depths": [1, 1]}
+_WINDOWS = {"image_size": IMAGE_SIZE, "patch_size": 4, "embed_dim": 16, "depths": [1, 1], "drop_path_rate": 0.0}
 
 # the width of each tower's pooled feature stands beside its configuration
 VISION_TOWERS: dict[str, tuple[int, dict]] = {
@@ -153,5 +153,3 @@ def picture(seed: int = 0, size: tuple[int, int] = (48, 40)) -> Image.Image:
     """An RGB image of noise in large blocks."""
     blocks = torch.randint(0, 256, (6, 8, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(seed))
     return Image.fromarray(blocks.numpy()).resize(size)
-
-

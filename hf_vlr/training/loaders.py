@@ -70,7 +70,7 @@ class StateBatches(Batches):
         source: gives the labels, all >= 0.
         views: [K, N, W]; each draw takes one of the K views.
         keys, seed: which rows make a batch, and the seed of the draws.
-        corpus: its sentences are drawn as `TrainingSet` draws them: one of the row's class, each equally likely.
+        corpus: it draws each row's sentence, as in `TrainingSet`; None: no texts.
         sentences: states [S, W'] of `spoken_sentences`' texts.
         own: [N], where among them each row's own caption stands, -1 without one; None: captions are not spoken.
         caption_probability: how often a row speaks its own caption.
@@ -92,10 +92,7 @@ class StateBatches(Batches):
             raise UserError("data.cache_views works on labelled images only; set it to 0 for image-text pairs")
         self.views, self.seed = views, seed
         self.labels = torch.from_numpy(source.labels)
-        self.sentences, self.own, self.caption_probability = sentences, own, caption_probability
-        if corpus is not None:
-            self.first = torch.as_tensor(corpus.offsets[:-1])
-            self.count = torch.as_tensor(corpus.offsets[1:]) - self.first
+        self.corpus, self.sentences, self.own, self.caption_probability = corpus, sentences, own, caption_probability
 
     def epoch(self, epoch: int, start_batch: int = 0) -> Iterator[Batch]:
         self.keys.set_epoch(epoch, start_batch)
@@ -107,15 +104,14 @@ class StateBatches(Batches):
             positions = torch.tensor([position for _, position, _ in keys])
             rows = torch.tensor([row for _, _, row in keys])
             batch = {"vision_states": self.views[view[positions], rows], "labels": self.labels[rows]}
-            if self.sentences is not None:
+            if self.corpus is not None:
                 drawn = self._draw(rows, *text[:, positions])
                 unique, index = drawn.unique(return_inverse=True)
                 batch |= {"text_states": self.sentences[unique], "text_index": index}
             yield batch
 
     def _draw(self, rows: Tensor, choice: Tensor, own_choice: Tensor) -> Tensor:
-        labels = self.labels[rows]
-        drawn = self.first[labels] + (choice * self.count[labels]).long()
+        drawn = torch.from_numpy(self.corpus.pick(self.labels[rows].numpy(), choice.numpy()))
         if self.own is None:
             return drawn
         own = self.own[rows]

@@ -5,15 +5,17 @@ from dataclasses import dataclass
 
 import torch
 from torch import nn
-from transformers import AutoConfig, AutoProcessor, CLIPImageProcessor, CLIPModel, CLIPProcessor
+from transformers import AutoConfig, AutoProcessor, CLIPImageProcessor, CLIPModel, CLIPProcessor, PreTrainedConfig
 
 from hf_vlr.errors import UserError
 from hf_vlr.modeling import UniCLConfig, UniCLModel, VLLTRConfig, VLLTRModel
 from hf_vlr.randomness import seed_for
 from hf_vlr.training.options import Recipe
-from hf_vlr.training.tower_specs import resolve_text, resolve_vision
+from hf_vlr.training.tower_specs import UNLOADABLE, first_line, resolve_text, resolve_vision
 
 DEFAULT_IMAGE_SIZE = 224
+# vision towers whose learned positions fit one image size
+FIXED_SIZE = ("clip_vision_model", "siglip_vision_model", "vit", "deit", "beit")
 MODELS: dict[str, tuple[type[UniCLConfig], type[UniCLModel]]] = {
     "unicl": (UniCLConfig, UniCLModel),
     "vlltr": (VLLTRConfig, VLLTRModel),
@@ -46,8 +48,11 @@ def build_dual_encoder(recipe: Recipe, model_type: str, sentences: Sequence[str]
         torch.manual_seed(seed_for(recipe.seed, 0, 0, "init"))
         if recipe.model.init:
             encoder = load_dual_encoder(recipe.model.init, model_type)
+            adapt_processor(recipe, encoder)
         else:
             encoder = compose_dual_encoder(recipe, model_type, sentences)
+    if recipe.model.language and encoder.model.text_model is None:
+        raise UserError(f"model.init={recipe.model.init} has no text tower; set model.language=false")
     if recipe.model.gradient_checkpointing:
         encoder.model.gradient_checkpointing_enable()
     return encoder
@@ -58,25 +63,48 @@ def load_dual_encoder(location: str, model_type: str) -> DualEncoder:
     config_class, model_class = MODELS[model_type]
     try:
         found = AutoConfig.from_pretrained(location)
-    except (OSError, ValueError) as error:
-        first = str(error).strip().splitlines()[0]
-        raise UserError(f"model.init={location}: no checkpoint there ({first})") from error
+    except UNLOADABLE as error:
+        raise UserError(f"model.init={location}: no checkpoint there ({first_line(error)})") from error
     if found.model_type not in ("unicl", "vlltr", "clip"):
         raise UserError(
             f"model.init={location} is a {found.model_type!r} checkpoint; it must be unicl, vlltr or clip "
             "(for one tower of another model use vision= or text=)"
         )
-    if found.model_type == "clip":
-        source = CLIPModel.from_pretrained(location)
-        config = UniCLConfig.from_clip(source.config)
-    else:
-        # AutoModel of a stage-2 checkpoint is its dual encoder
-        source = MODELS[found.model_type][1].from_pretrained(location)
-        config = source.config
+    try:
+        if found.model_type == "clip":
+            source = CLIPModel.from_pretrained(location)
+            config = UniCLConfig.from_clip(source.config)
+        else:
+            # of a stage-2 checkpoint its dual encoder
+            source = MODELS[found.model_type][1].from_pretrained(location)
+            config = source.config
+        processor = AutoProcessor.from_pretrained(location)
+    except UNLOADABLE as error:
+        raise UserError(f"model.init={location} cannot be loaded: {first_line(error)}") from error
     config = config_class(**shared_fields(config))
     model = model_class(config)
     model.load_state_dict(source.state_dict())
-    return DualEncoder(model, AutoProcessor.from_pretrained(location))
+    return DualEncoder(model, processor)
+
+
+def adapt_processor(recipe: Recipe, encoder: DualEncoder) -> None:
+    """Let `data.image_size`, `image_mean` and `image_std` hold for a loaded model too, where they are given."""
+    data, processor = recipe.data, encoder.image_processor
+    if data.image_size and data.image_size != encoder.image_size:
+        check_image_size(data.image_size, encoder.model.config.vision_config, f"model.init={recipe.model.init}")
+        processor.size = {"shortest_edge": data.image_size}
+        processor.crop_size = {"height": data.image_size, "width": data.image_size}
+    if data.image_mean:
+        processor.image_mean = list(data.image_mean)
+    if data.image_std:
+        processor.image_std = list(data.image_std)
+
+
+def check_image_size(size: int, config: PreTrainedConfig, where: str) -> None:
+    """Raise `UserError` for a size that a tower with one learned position per patch cannot see."""
+    made_for = getattr(config, "image_size", None)
+    if config.model_type in FIXED_SIZE and made_for not in (None, size):
+        raise UserError(f"data.image_size={size} does not fit {where}, which sees {made_for}; leave it out")
 
 
 def shared_fields(config: UniCLConfig) -> dict:
@@ -87,8 +115,9 @@ def shared_fields(config: UniCLConfig) -> dict:
 def compose_dual_encoder(recipe: Recipe, model_type: str, sentences: Sequence[str]) -> DualEncoder:
     """A dual encoder from `model.vision` and `model.text`, with fresh projections."""
     options, data = recipe.model, recipe.data
-    size = data.image_size or DEFAULT_IMAGE_SIZE
-    vision = resolve_vision(options.vision, options.vision_weights, size)
+    vision = resolve_vision(options.vision, options.vision_weights, data.image_size or DEFAULT_IMAGE_SIZE)
+    size = data.image_size or vision.image_size or DEFAULT_IMAGE_SIZE
+    check_image_size(size, vision.config, f"model.vision={options.vision}")
     text = resolve_text(options.text, sentences, data.max_text_length) if options.language else None
     config_class, model_class = MODELS[model_type]
     config = config_class(

@@ -5,14 +5,16 @@ or its tokenizer.
 """
 
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any
+from pickle import UnpicklingError
+from typing import Any, TypeVar
 
 import timm
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import (
@@ -30,6 +32,8 @@ from hf_vlr.errors import UserError
 from hf_vlr.training.tokenizer import train_tokenizer
 
 HALF = (0.5, 0.5, 0.5)
+# what loading a folder, a Hub repository or a file of weights raises where there is none, or a damaged one
+UNLOADABLE = (OSError, ValueError, KeyError, RuntimeError, EOFError, SafetensorError, UnpicklingError)
 
 # small towers that train from scratch on a CPU; keys as in their configuration classes
 SCRATCH_VISION: dict[str, dict[str, Any]] = {
@@ -68,14 +72,21 @@ SCRATCH_TEXT: dict[str, dict[str, Any]] = {
 SCRATCH_VOCABULARY = 4096
 
 
+T = TypeVar("T")
+
+
 @dataclass(frozen=True)
 class VisionTower:
-    """A vision tower's configuration, its weights by name (None: fresh) and its images' mean and std per channel."""
+    """A vision tower's configuration, its weights by name (None: fresh) and the images it was made for.
+
+    mean, std: per channel, in [0, 1]. image_size: the side of the square in pixels, None where any will do.
+    """
 
     config: PreTrainedConfig
     weights: Mapping[str, Tensor] | None
     mean: Sequence[float]
     std: Sequence[float]
+    image_size: int | None = None
 
 
 @dataclass(frozen=True)
@@ -89,7 +100,7 @@ class TextTower:
 
 
 def resolve_vision(spec: str, weights_file: str | None, image_size: int) -> VisionTower:
-    """The vision tower that `spec` names; `weights_file` replaces its weights.
+    """The vision tower that `spec` names; `weights_file` replaces its weights, `image_size` is that of a fresh one.
 
     A bare weights file must name a timm architecture (`efficientnet-lite0-57934424.pth` does). Raises `UserError` for
     a spec that names nothing, and for weights that do not fit.
@@ -114,7 +125,7 @@ def resolve_vision(spec: str, weights_file: str | None, image_size: int) -> Visi
     if weights_file is None:
         return tower
     reference = AutoModel.from_config(tower.config)
-    return VisionTower(tower.config, fit_weights(reference, weights_file), tower.mean, tower.std)
+    return replace(tower, weights=fit_weights(reference, weights_file))
 
 
 def resolve_text(spec: str, sentences: Sequence[str], max_length: int) -> TextTower:
@@ -134,9 +145,9 @@ def resolve_text(spec: str, sentences: Sequence[str], max_length: int) -> TextTo
     if not ((kind == "hf" and name) or Path(spec).is_dir()):
         raise UserError(f"model.text={spec} is neither hf:NAME, scratch:KIND nor a folder that holds a text encoder")
     location = name if kind == "hf" and name else spec
-    model = pretrained(location, "text")
+    model = pretrained(location, "text", AutoModel.from_pretrained)
     model = getattr(model, "text_model", model)
-    tokenizer = AutoTokenizer.from_pretrained(location)
+    tokenizer = pretrained(location, "text", AutoTokenizer.from_pretrained)
     return TextTower(model.config, model.state_dict(), tokenizer, pooling_of(location, model))
 
 
@@ -144,25 +155,31 @@ def scratch_settings(side: str, name: str, table: Mapping[str, dict[str, Any]]) 
     """A copy of one row of a table of small towers; raises `UserError` naming the rows there are."""
     if name not in table:
         near = get_close_matches(name, table, n=1)
-        hint = f"; did you mean {near[0]}?" if near else ""
-        raise UserError(f"model.{side}=scratch:{name} is unknown{hint} There are: {', '.join(table)}")
+        hint = f"did you mean {near[0]}? " if near else ""
+        raise UserError(f"model.{side}=scratch:{name} is unknown; {hint}There are: {', '.join(table)}")
     return dict(table[name])
 
 
-def pretrained(location: str, side: str) -> nn.Module:
-    """`AutoModel.from_pretrained` without remote code; raises `UserError` when there is no such model."""
+def pretrained(location: str, side: str, load: Callable[[str], T]) -> T:
+    """`load(location)`, without remote code; raises `UserError` when there is no such model."""
     try:
-        return AutoModel.from_pretrained(location)
-    except (OSError, ValueError) as error:
-        first = str(error).strip().splitlines()[0]
-        raise UserError(f"model.{side}: cannot load {location!r}: {first}") from error
+        return load(location)
+    except UNLOADABLE as error:
+        raise UserError(f"model.{side}: cannot load {location!r}: {first_line(error)}") from error
+
+
+def first_line(error: Exception) -> str:
+    """The first line of an error's text, else its kind."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def pretrained_vision(location: str) -> VisionTower:
-    model = pretrained(location, "vision")
+    """The vision tower of a model in a folder or on the Hub, alone or as part of a dual encoder."""
+    model = pretrained(location, "vision", AutoModel.from_pretrained)
     model = getattr(model, "vision_model", model)
-    processor = AutoImageProcessor.from_pretrained(location)
-    return VisionTower(model.config, model.state_dict(), processor.image_mean, processor.image_std)
+    processor = pretrained(location, "vision", AutoImageProcessor.from_pretrained)
+    size = getattr(model.config, "image_size", None)
+    return VisionTower(model.config, model.state_dict(), processor.image_mean, processor.image_std, size)
 
 
 def resolve_timm(name: str, weights_file: str | None) -> VisionTower:
@@ -176,10 +193,11 @@ def resolve_timm(name: str, weights_file: str | None) -> VisionTower:
     config = TimmWrapperConfig(architecture=name)
     reference = AutoModel.from_config(config)
     defaults = reference.timm_model.default_cfg
-    weights = (
-        fit_weights(reference, weights_file) if weights_file else pretrained(f"timm/{name}", "vision").state_dict()
-    )
-    return VisionTower(config, weights, defaults["mean"], defaults["std"])
+    if weights_file:
+        weights = fit_weights(reference, weights_file)
+    else:
+        weights = pretrained(f"timm/{name}", "vision", AutoModel.from_pretrained).state_dict()
+    return VisionTower(config, weights, defaults["mean"], defaults["std"], defaults["input_size"][-1])
 
 
 def architecture_of_file(path: Path) -> str:
@@ -195,14 +213,19 @@ def read_weights(path: str) -> dict[str, Tensor]:
     """Tensors of a `.safetensors` or a torch file, read without executing anything in it."""
     if not Path(path).is_file():
         raise UserError(f"weights file {path} does not exist")
-    if path.endswith(".safetensors"):
-        return load_file(path)
     try:
+        if path.endswith(".safetensors"):
+            return load_file(path)
         state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises many kinds for a broken or hostile file
-        raise UserError(f"weights file {path} cannot be read safely: {str(error).splitlines()[0]}") from error
-    state = state.get("state_dict", state.get("model", state))
-    return {key: value for key, value in state.items() if isinstance(value, Tensor)}
+    except UNLOADABLE as error:
+        raise UserError(f"weights file {path} cannot be read safely: {first_line(error)}") from error
+    for wrapper in ("state_dict", "model"):
+        if isinstance(state, dict) and isinstance(state.get(wrapper), dict):
+            state = state[wrapper]
+    tensors = {k: v for k, v in state.items() if isinstance(v, Tensor)} if isinstance(state, dict) else {}
+    if not tensors:
+        raise UserError(f"weights file {path} holds no tensors by name; give a state dict")
+    return tensors
 
 
 def fit_weights(reference: nn.Module, weights_file: str) -> dict[str, Tensor]:
@@ -217,8 +240,9 @@ def fit_weights(reference: nn.Module, weights_file: str) -> dict[str, Tensor]:
         key: found[short] for key in target for short in (key, key.removeprefix("timm_model.")) if short in found
     }
     if set(by_name) != set(target):
-        ordered = list(found.values())[: len(target)]
-        by_name = dict(zip(target, ordered, strict=len(ordered) < len(target)))
+        if len(found) < len(target):
+            raise UserError(f"weights file {weights_file} does not fit: it has {len(found)} tensors of {len(target)}")
+        by_name = dict(zip(target, found.values()))
     for key, value in target.items():
         if by_name[key].shape != value.shape:
             raise UserError(
