@@ -149,7 +149,7 @@ def test_sentences_survive_as_bytes(tiny, tmp_path):
         assert [[one.head.sentence(c, m) for m in range(3)] for c in range(5)] == expected
         assert one.head.sentence(0, 2) == "Vulpes vulpes, 狐 🦊"
         assert one.head.anchor_mask.sum(1).tolist() == [3, 2, 1, 3, 0]
-        assert one.config.num_sentence_bytes == len("".join(sum(expected, [])).encode())
+        assert one.config.num_sentence_bytes == len("".join("".join(row) for row in expected).encode())
         assert one.config.anchor_selection == {"split": "train", "images_per_class": 50}
 
 

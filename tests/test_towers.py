@@ -35,7 +35,7 @@ def test_a_vision_tower_has_the_width_of_its_pooled_feature(tiny, kind):
     assert vision_width(tower) == width
     feature = encode_image(tower, tiny.pixel_values(), "pooler")
     assert feature.shape == (3, width)
-    assert (feature[0] - feature[1]).norm() > 1e-3 * feature.norm()
+    assert (feature[0] - feature[1]).norm() > 1e-4 * feature.norm()
 
 
 @pytest.mark.parametrize(

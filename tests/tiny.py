@@ -95,14 +95,14 @@ def config(kind: type = UniCLConfig, vision: str = "clip", text: str | None = "c
 
 
 def model(kind: type[UniCLPreTrainedModel] = UniCLModel, **options) -> UniCLPreTrainedModel:
-    """A model of `kind` in evaluation mode whose weights and batch statistics are all different from their defaults."""
+    """A model of `kind` in evaluation mode whose weights and batch statistics all differ from their defaults."""
     if kind is VLLTRForImageClassification:
         names = dict(enumerate(CLASS_NAMES))
         options = {"id2label": names, "label2id": {name: i for i, name in names.items()}, "num_anchors": 3} | options
     torch.manual_seed(0)
     made = kind(config(kind.config_class, **options)).eval()
     with torch.no_grad():
-        for name, tensor in [*made.named_parameters(), *made.named_buffers()]:
+        for name, tensor in made.state_dict().items():
             if name.endswith("running_var"):
                 tensor.uniform_(0.5, 1.5)
             elif tensor.is_floating_point() and not name.endswith("logit_scale"):

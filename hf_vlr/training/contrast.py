@@ -85,13 +85,16 @@ def epoch_keys(context: Context, train: ImageSource) -> EpochBatches:
             f"train.batch_size={size} must be a multiple of train.accumulation={accumulation} times "
             f"{processes} processes"
         )
+    size //= accumulation
     return EpochBatches(
         train.labels,
-        size // accumulation,
+        size,
         recipe.data.sampler,
         recipe.seed,
         rank=accelerator.process_index,
         world_size=processes,
+        # one row has no variance for BatchNorm, and nothing to be contrasted with
+        drop_last=len(train) % size < 2,
     )
 
 
