@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 from torch import distributed as dist
-from torch.distributed.nn.functional import all_gather as all_gather_with_grad
+from torch.autograd.function import FunctionCtx, once_differentiable
 
 
 def is_distributed() -> bool:
@@ -25,12 +25,25 @@ def gather_rows(local: Tensor) -> Tensor:
     dist.all_gather(sizes, torch.tensor([len(local)], device=local.device))
     longest = max(int(size) for size in sizes)
     padded = torch.cat([local, local.new_zeros(longest - len(local), *local.shape[1:])])
-    if local.is_floating_point():
-        gathered = all_gather_with_grad(padded)
-    else:
-        gathered = [torch.empty_like(padded) for _ in range(world)]
-        dist.all_gather(gathered, padded.contiguous())
+    gathered = _Gather.apply(padded)
     return torch.cat([rows[: int(size)] for rows, size in zip(gathered, sizes, strict=True)])
+
+
+class _Gather(torch.autograd.Function):
+    """Equally many rows [n, ...] of each rank to [R, n, ...]; backward sums what all ranks ask of this rank's."""
+
+    @staticmethod
+    def forward(ctx: FunctionCtx, local: Tensor) -> Tensor:
+        parts = [torch.empty_like(local) for _ in range(dist.get_world_size())]
+        dist.all_gather(parts, local.contiguous())
+        return torch.stack(parts)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: FunctionCtx, gradient: Tensor) -> Tensor:
+        gradient = gradient.contiguous()
+        dist.all_reduce(gradient)
+        return gradient[dist.get_rank()]
 
 
 def share_of_rows(local: Tensor) -> float | Tensor:

@@ -8,6 +8,7 @@ import json
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -44,28 +45,32 @@ class StateCache:
                 return load_file(path)["states"]
         states = compute()
         self.folder.mkdir(parents=True, exist_ok=True)
-        partial = path.with_suffix(f".{os.getpid()}.partial")
-        save_file({"states": states.contiguous()}, partial)
-        os.replace(partial, path)
+        unfinished = path.with_suffix(f".{os.getpid()}.partial")
+        save_file({"states": states.contiguous()}, unfinished)
+        os.replace(unfinished, path)
         return states
 
 
-class Views(Dataset):
-    """View `number // N` of image `number % N`: view 0 is the evaluation's, the others are augmented."""
+class View(Dataset):
+    """One view of every image: number 0 is the evaluation's, the others are augmented."""
 
-    def __init__(self, images: Sequence, evaluation: Transform, augmentation: Transform | None, views: int) -> None:
-        self.images, self.evaluation, self.augmentation, self.views = images, evaluation, augmentation, views
+    def __init__(self, images: Sequence, evaluation: Transform, augmentation: Transform | None, number: int) -> None:
+        self.images, self.evaluation, self.augmentation, self.number = images, evaluation, augmentation, number
 
     def __len__(self) -> int:
-        return len(self.images) * self.views
+        return len(self.images)
 
-    def __getitem__(self, number: int) -> Tensor:
-        view, index = divmod(number, len(self.images))
-        if view == 0:
+    def __getitem__(self, index: int) -> Tensor:
+        if self.number == 0:
             return self.evaluation(self.images[index])
         # not the run's seed: views are part of the data, and shared by all runs on it
-        with torch_seeded(0, view, index, "view"):
+        with torch_seeded(0, self.number, index, "view"):
             return self.augmentation(self.images[index])
+
+    def identity(self) -> str:
+        """What the view's pixels depend on."""
+        transform = self.augmentation if self.number else self.evaluation
+        return f"{identity_of(self.images)} view {self.number} {transform!r}"
 
 
 @torch.no_grad()
@@ -87,35 +92,44 @@ def vision_states(
     and splits of one dataset share its states.
     """
     base, rows = base_rows(images) if cache is not None and cache.folder else (images, None)
+    states = []
+    for number in range(views):
+        view = View(base, evaluation, augmentation, number)
+        compute = partial(_encode_view, model, view, batch_size, workers, f"{note}, view {number + 1} of {views}")
+        # view by view, so that an evaluation finds the view that training has made
+        key = partial(_view_key, model, view)
+        states.append(cache.get(key, compute) if cache is not None else compute())
+    stacked = torch.stack(states)
+    return stacked if rows is None else stacked[:, rows]
 
-    def compute() -> Tensor:
-        training = model.training
-        model.eval()
-        loader = DataLoader(Views(base, evaluation, augmentation, views), batch_size, num_workers=workers)
-        pooling = model.config.vision_pooling
-        parts = [
-            # channels last: convolutions run 1.7 times as fast on a CPU, other towers do not mind
-            encode_image(model.vision_model, batch.to(model.device, memory_format=torch.channels_last), pooling)
-            .float()
-            .cpu()
-            for batch in tqdm(
-                read_batches(loader),
-                total=len(loader),
-                desc=f"encoding {note}",
-                unit="batch",
-                leave=False,
-                disable=None if len(loader) > 4 else True,
-            )
-        ]
-        model.train(training)
-        return torch.cat(parts).unflatten(0, (views, -1))
 
-    def key() -> list[str]:
-        transforms = [repr(evaluation), repr(augmentation), str(views)]
-        return ["vision", model.config.vision_pooling, digest_of(model.vision_model), identity_of(base), *transforms]
+def _view_key(model: UniCLModel, view: View) -> list[str]:
+    return ["vision", model.config.vision_pooling, digest_of(model.vision_model), view.identity()]
 
-    states = cache.get(key, compute) if cache is not None else compute()
-    return states if rows is None else states[:, rows]
+
+def _encode_view(model: UniCLModel, view: View, batch_size: int, workers: int, note: str) -> Tensor:
+    """Pooled states [N, W] of one view."""
+    training = model.training
+    model.eval()
+    loader = DataLoader(view, batch_size, num_workers=workers)
+    bar = tqdm(
+        read_batches(loader),
+        total=len(loader),
+        desc=f"encoding {note}",
+        unit="batch",
+        leave=False,
+        disable=None if len(loader) > 4 else True,
+    )
+    pooling = model.config.vision_pooling
+    states = [
+        # channels last: convolutions run 1.7 times as fast on a CPU, other towers do not mind
+        encode_image(model.vision_model, batch.to(model.device, memory_format=torch.channels_last), pooling)
+        .float()
+        .cpu()
+        for batch in bar
+    ]
+    model.train(training)
+    return torch.cat(states)
 
 
 @torch.no_grad()

@@ -6,6 +6,8 @@ Letters: `B` images, `C` classes, `M` anchors per class, `D` projection width.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from os import PathLike
+from os.path import isfile
 from typing import Any
 
 import torch
@@ -19,6 +21,11 @@ from transformers.utils import ModelOutput
 from .configuration_vlltr import VLLTRConfig
 from .modeling_unicl import UniCLModel, UniCLPreTrainedModel
 from .recognition import anchor_gram, anchor_rstd, fuse_logits, language_guided_logits
+
+try:  # pictures are not needed to train, nor to predict from `pixel_values`
+    from PIL import Image
+except ImportError:
+    Image = None
 
 
 @dataclass
@@ -273,8 +280,7 @@ class VLLTRForImageClassification(UniCLPreTrainedModel):
                 raise ValueError("this model was not loaded from a folder or the Hub: pass processor= or pixel_values")
             processor = AutoImageProcessor.from_pretrained(self.config.name_or_path)
         images = images if isinstance(images, list | tuple) else [images]
-        loaded = [load_image(str(image) if hasattr(image, "__fspath__") else image).convert("RGB") for image in images]
-        return processor(images=loaded, return_tensors="pt")["pixel_values"]
+        return processor(images=[load_picture(image) for image in images], return_tensors="pt")["pixel_values"]
 
     def _attended(self, attention: Tensor | None, row: int, label: int, count: int) -> list[dict[str, Any]]:
         if attention is None:
@@ -285,6 +291,19 @@ class VLLTRForImageClassification(UniCLPreTrainedModel):
             {"text": self.head.sentence(label, anchor), "weight": weight}
             for weight, anchor in zip(weights.tolist(), anchors.tolist(), strict=True)
         ]
+
+
+def load_picture(image: Any) -> Any:
+    """An RGB picture from a PIL image, a path or a URL; a file's or an image's transparency becomes white."""
+    if isinstance(image, str | PathLike) and isfile(image):
+        image = Image.open(image)
+    if getattr(image, "has_transparency_data", False):
+        image = image.convert("RGBA")
+        canvas = image.copy()
+        canvas.paste((255, 255, 255, 255), (0, 0, *image.size))
+        canvas.alpha_composite(image)
+        image = canvas
+    return load_image(str(image) if isinstance(image, PathLike) else image)
 
 
 __all__ = ["LanguageGuidedHead", "VLLTRClassifierOutput", "VLLTRForImageClassification", "VLLTRModel"]

@@ -72,7 +72,8 @@ def loss_of(features):
 loss_of(linear(rows)).backward()
 whole = [parameter.grad.clone() for parameter in linear.parameters()]
 linear.zero_grad()
-loss_of(gather_rows(DistributedDataParallel(linear)(rows[mine]))).backward()
+shared = DistributedDataParallel(linear)
+loss_of(gather_rows(shared(rows[mine]))).backward()
 for parameter, expected in zip(linear.parameters(), whole):
     assert (parameter.grad - expected).norm() <= 1e-6 * expected.norm(), (parameter.grad, expected)
 
@@ -86,7 +87,9 @@ def tiny(output: Path, *words: str) -> Recipe:
 
 
 def relative(found: torch.Tensor, expected: torch.Tensor) -> float:
-    return ((found - expected).double().norm() / expected.double().norm().clamp_min(1e-12)).item()
+    # the floor: a key's bias has no gradient but rounding errors
+    found, expected = found.double(), expected.double()
+    return ((found - expected).norm() / expected.norm().clamp_min(1e-3)).item()
 
 
 def weights_after(folder: Path, step: int) -> dict[str, torch.Tensor]:

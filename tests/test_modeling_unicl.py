@@ -106,8 +106,8 @@ def test_a_timm_tower_needs_no_more_than_its_name():
 
 
 def test_a_configuration_does_not_tell_where_its_towers_came_from():
-    tower = CLIPVisionConfig(name_or_path="/home/someone/tower").to_dict()
-    assert "someone" not in UniCLConfig(vision_config=tower).to_json_string()
+    tower = CLIPVisionConfig(name_or_path="some/towers/folder").to_dict()
+    assert "towers/folder" not in UniCLConfig(vision_config=tower).to_json_string()
 
 
 @pytest.mark.parametrize("kind", CONFIGS)

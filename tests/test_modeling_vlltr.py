@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from PIL import Image
 from torch.nn.functional import cross_entropy
 
 from hf_vlr import VLLTRConfig, VLLTRForImageClassification, VLLTRModel
@@ -223,6 +224,26 @@ def test_predict_takes_pictures_of_any_mode(tiny, mode):
     model, processor = tiny.recogniser(), tiny.processor()
     rgb = model.predict(picture.convert("RGB"), processor=processor)
     assert model.predict(picture, processor=processor) == rgb
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA", "P"])
+def test_predict_sees_white_where_a_picture_is_transparent(tiny, tmp_path, mode):
+    model, processor = tiny.recogniser(), tiny.processor()
+    clear = Image.new("RGBA", (40, 32), (0, 0, 0, 0))
+    clear.paste((90, 90, 90, 255), (8, 8, 30, 20))
+    on_white = Image.new("RGB", (40, 32), "white")
+    on_white.paste((90, 90, 90), (8, 8, 30, 20))
+    picture = clear.convert(mode)
+    picture.save(tmp_path / "clear.png")
+    assert picture.has_transparency_data
+    expected = model.predict(on_white, processor=processor)
+    assert model.predict(picture, processor=processor) == expected
+    assert model.predict(tmp_path / "clear.png", processor=processor) == expected
+
+
+def test_predict_names_a_file_that_is_not_there(tiny, tmp_path):
+    with pytest.raises(ValueError, match=r"missing\.png"):
+        tiny.recogniser().predict(tmp_path / "missing.png", processor=tiny.processor())
 
 
 def test_predict_without_a_processor_says_what_to_pass(tiny):

@@ -18,6 +18,8 @@ from hf_vlr.training.options import PARTS, Recipe
 from hf_vlr.training.recipe import override_recipe
 from hf_vlr.training.run import run
 from hf_vlr.training.run_data import load_run_data, load_split, transforms
+from hf_vlr.training.tasks import ContrastiveTask
+from hf_vlr.training.trainer import Trainer
 
 TINY = (
     "data.options={classes: 8, unseen: 2, max_count: 8, imbalance: 2, size: 16, validation: 1, test: 1}",
@@ -78,15 +80,14 @@ def test_loader_processes_change_nothing(stage1, tmp_path):
     assert differing(weights(stage1), weights(run(tiny(tmp_path / "run", "data.workers=2")))) == []
 
 
-@pytest.mark.parametrize("words", [("vision=scratch:vit",), ("vision=scratch:vit", "task=recognition")])
-def test_recognition_in_parts_is_recognition_at_once(words, tmp_path):
+def test_recognition_in_parts_is_recognition_at_once(tmp_path):
     # 43 images: the last step of an epoch has 7 of them, in one part of 4 and one of 3
-    words = (*LINEAR, *words, "task=recognition", "train.steps=5")
+    words = (*LINEAR, "vision=scratch:vit", "task=recognition", "train.steps=5")
     once = run(tiny(tmp_path / "once", *words))
     parts = run(tiny(tmp_path / "parts", *words, "train.accumulation=3"))
     one, other = weights(once), weights(parts)
-    apart = {key: (other[key] - one[key]).norm() / one[key].norm() for key in one if one[key].is_floating_point()}
-    assert max(value for value in apart.values() if value.isfinite()) < 1e-5
+    for key in one:
+        torch.testing.assert_close(other[key], one[key], rtol=1e-5, atol=1e-6)
     assert losses(parts) == pytest.approx(losses(once), rel=1e-5)
 
 
@@ -141,8 +142,6 @@ def test_recognition_leaves_the_text_tower_as_it_was(stage1, stage2):
 @pytest.mark.parametrize("words", [("model.freeze=vision_model",), ()])
 def test_dropout_and_batch_statistics_are_off_in_frozen_towers_only(words, stage1, tmp_path):
     recipe = tiny(tmp_path, *words)
-    from hf_vlr.training.tasks import ContrastiveTask
-
     model = build_dual_encoder(recipe, "vlltr", ["a text"]).model
     task = ContrastiveTask(model, recipe.model, recipe.loss).train()
     assert model.vision_model.training is not bool(words)
@@ -163,7 +162,7 @@ def test_a_teacher_pulls_the_student_and_is_not_kept(stage1, tmp_path):
 
 @pytest.mark.parametrize("task", ["cvlp", "recognition"])
 def test_a_run_that_diverges_leaves_nothing_half_written(task, tmp_path, stage1):
-    words = (f"task={task}", "optim.lr=1e30", "train.warmup_fraction=0"[:0] or "optim.warmup_fraction=0")
+    words = (f"task={task}", "optim.lr=1e30", "optim.warmup_fraction=0")
     with pytest.raises(UserError) as caught:
         run(tiny(tmp_path / "run", *words))
     message = str(caught.value)
@@ -173,15 +172,8 @@ def test_a_run_that_diverges_leaves_nothing_half_written(task, tmp_path, stage1)
     assert not (tmp_path / "run").exists()
 
 
-def test_the_checkpoint_before_a_divergence_stays(tmp_path, stage1):
+def test_the_checkpoint_before_a_divergence_stays(tmp_path, monkeypatch):
     words = ("train.steps=8", "train.save_every=1", "train.log_every=8", "train.keep=1")
-    # the rate rises to 1e30 within the warm-up of one step, after which no weight is finite
-    first = run(tiny(tmp_path / "good", *words, "train.steps=2"))
-    good = read_checkpoint(first / "checkpoints" / "step-00000002.pt")
-    assert good["progress"]["step"] == 2
-
-    from hf_vlr.training.trainer import Trainer
-
     whole = Trainer._batch
 
     def poisoned(self, batch):
@@ -189,12 +181,9 @@ def test_the_checkpoint_before_a_divergence_stays(tmp_path, stage1):
             batch["pixel_values"][0] = torch.inf
         return whole(self, batch)
 
-    Trainer._batch = poisoned
-    try:
-        with pytest.raises(UserError, match=r"near step 4: lower optim\.lr .*step-00000003\.pt is kept"):
-            run(tiny(tmp_path / "run", *words))
-    finally:
-        Trainer._batch = whole
+    monkeypatch.setattr(Trainer, "_batch", poisoned)
+    with pytest.raises(UserError, match=r"near step 4: lower optim\.lr .*step-00000003\.pt is kept"):
+        run(tiny(tmp_path / "run", *words))
     assert [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()] == ["step-00000003.pt"]
     assert {path.name for path in (tmp_path / "run").iterdir()} <= {"checkpoints", "recipe.yaml", "log.jsonl"}
 
@@ -213,7 +202,7 @@ def test_bfloat16_trains_and_keeps_float32_weights(tmp_path):
 def test_float16_on_a_cpu_is_refused(tmp_path):
     AcceleratorState._reset_state(True)
     try:
-        with pytest.raises(UserError, match=r"train\.mixed_precision=fp16 does not run here: .* use no or bf16"):
+        with pytest.raises(UserError, match=r"train\.mixed_precision=fp16 needs a GPU; use bf16 or no"):
             run(tiny(tmp_path / "run", "train.mixed_precision=fp16"))
     finally:
         AcceleratorState._reset_state(True)

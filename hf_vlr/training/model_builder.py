@@ -5,7 +5,15 @@ from dataclasses import dataclass
 
 import torch
 from torch import nn
-from transformers import AutoConfig, AutoProcessor, CLIPImageProcessor, CLIPModel, CLIPProcessor, PreTrainedConfig
+from transformers import (
+    AutoConfig,
+    AutoImageProcessor,
+    AutoProcessor,
+    CLIPImageProcessor,
+    CLIPModel,
+    CLIPProcessor,
+    PreTrainedConfig,
+)
 
 from hf_vlr.errors import UserError
 from hf_vlr.modeling import UniCLConfig, UniCLModel, VLLTRConfig, VLLTRModel
@@ -78,7 +86,8 @@ def load_dual_encoder(location: str, model_type: str) -> DualEncoder:
             # of a stage-2 checkpoint its dual encoder
             source = MODELS[found.model_type][1].from_pretrained(location)
             config = source.config
-        processor = AutoProcessor.from_pretrained(location)
+        read = AutoProcessor if getattr(config, "has_text_model", True) else AutoImageProcessor
+        processor = read.from_pretrained(location)
     except UNLOADABLE as error:
         raise UserError(f"model.init={location} cannot be loaded: {first_line(error)}") from error
     config = config_class(**shared_fields(config))

@@ -34,17 +34,13 @@ def run(recipe: Recipe, resume: bool = False) -> Path:
     """`train_recipe` for a recipe that is already loaded."""
     folder = Path(recipe.output)
     check_folder(folder, resume)
-    try:
-        accelerator = Accelerator(
-            mixed_precision=recipe.train.mixed_precision,
-            kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
-        )
-    except ValueError as error:
-        # what Accelerate says of a number format that the device does not have
-        raise UserError(
-            f"train.mixed_precision={recipe.train.mixed_precision} does not run here: "
-            f"{str(error).splitlines()[0]}; use no or bf16"
-        ) from error
+    accelerator = Accelerator(
+        mixed_precision=recipe.train.mixed_precision,
+        kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
+    )
+    if recipe.train.mixed_precision == "fp16" and accelerator.scaler is None:
+        # Accelerate would train in float32 without a word
+        raise UserError("train.mixed_precision=fp16 needs a GPU; use bf16 or no")
     set_seed(recipe.seed)
     data = load_run_data(recipe)
     context = Context(recipe, folder, accelerator, StateCache(recipe.data.cache_dir), resume)

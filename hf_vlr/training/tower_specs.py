@@ -148,6 +148,9 @@ def resolve_text(spec: str, sentences: Sequence[str], max_length: int) -> TextTo
     model = pretrained(location, "text", AutoModel.from_pretrained)
     model = getattr(model, "text_model", model)
     tokenizer = pretrained(location, "text", AutoTokenizer.from_pretrained)
+    if len(tokenizer) <= len(tokenizer.all_special_ids):
+        # what transformers makes up where there is none
+        raise UserError(f"model.text: {location!r} has no tokenizer; put its tokenizer.json beside the weights")
     return TextTower(model.config, model.state_dict(), tokenizer, pooling_of(location, model))
 
 
@@ -231,8 +234,9 @@ def read_weights(path: str) -> dict[str, Tensor]:
 def fit_weights(reference: nn.Module, weights_file: str) -> dict[str, Tensor]:
     """The file's tensors under the names of `reference`: by name where the names agree, else by order and shape.
 
-    The same architecture written down twice has other names but the same tensors in the same order. Surplus tensors
-    at the end (a classifier) are left out; counters of batches are not compared.
+    The same architecture written down twice has other names but the same tensors in the same order (a safetensors file
+    keeps none, so there the names must agree). Surplus tensors at the end (a classifier) are left out; counters of
+    batches are not compared.
     """
     target = {key: value for key, value in reference.state_dict().items() if "num_batches_tracked" not in key}
     found = {k: v for k, v in read_weights(weights_file).items() if "num_batches_tracked" not in k}
@@ -240,6 +244,9 @@ def fit_weights(reference: nn.Module, weights_file: str) -> dict[str, Tensor]:
         key: found[short] for key in target for short in (key, key.removeprefix("timm_model.")) if short in found
     }
     if set(by_name) != set(target):
+        if weights_file.endswith(".safetensors"):
+            missing = next(key for key in target if key not in by_name)
+            raise UserError(f"weights file {weights_file} does not fit: it has no tensor named {missing}")
         if len(found) < len(target):
             raise UserError(f"weights file {weights_file} does not fit: it has {len(found)} tensors of {len(target)}")
         by_name = dict(zip(target, found.values()))
