@@ -8,6 +8,7 @@ import timm
 import torch
 from safetensors.torch import save_file
 from transformers import (
+    AutoModel,
     BertConfig,
     BertModel,
     CLIPConfig,
@@ -318,3 +319,16 @@ def test_an_installed_sentence_encoder_speaks_as_its_own_library_does():
     mine = torch.nn.functional.normalize(model.get_text_features(**tokens), dim=-1).detach()
     theirs = SentenceTransformer(str(folder), device="cpu").encode(sentences, convert_to_tensor=True)
     torch.testing.assert_close(mine, torch.nn.functional.normalize(theirs, dim=-1), atol=1e-5, rtol=1e-4)
+
+
+def test_a_fresh_text_tower_reads_the_last_word():
+    """An end token of id 2 made CLIP's text tower pool at the highest token id, blind to what follows it."""
+    text = resolve_text("scratch:clip", ["a red square", "a blue square"], 16)
+    assert text.config.eos_token_id == text.tokenizer.eos_token_id != 2
+    torch.manual_seed(0)
+    tower = AutoModel.from_config(text.config).eval()
+    ids = [text.tokenizer(words, return_tensors="pt")["input_ids"] for words in ("red square", "red square blue")]
+    with torch.no_grad():
+        outputs = [tower(input_ids=row) for row in ids]
+    for output in outputs:
+        torch.testing.assert_close(output.pooler_output, output.last_hidden_state[:, -1])

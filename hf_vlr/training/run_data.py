@@ -7,20 +7,23 @@ from transformers import CLIPImageProcessor
 from hf_vlr.data.corpus import ClassTextCorpus, build_corpus
 from hf_vlr.data.source import ImageSource, check_source, load_source
 from hf_vlr.data.transforms import build_eval_transform, build_train_transform
+from hf_vlr.errors import UserError
 from hf_vlr.features import Transform
 from hf_vlr.training.options import DataOptions, Recipe
 
 
 @dataclass(frozen=True)
 class RunData:
-    """The training split, the validation split (None where nothing is chosen on it) and the corpus.
+    """What a run reads.
 
-    A model without language has no corpus.
+    validation: None where nothing is chosen on it. corpus: None for a model without language. measured: the splits of
+    `eval.splits`, opened before training, so that a missing one is not found after it.
     """
 
     train: ImageSource
     validation: ImageSource | None
     corpus: ClassTextCorpus | None
+    measured: list[ImageSource]
 
 
 def load_split(recipe: Recipe, split: str) -> ImageSource:
@@ -45,7 +48,14 @@ def load_run_data(recipe: Recipe) -> RunData:
     if recipe.model.language:
         corpus = build_corpus(recipe.data.texts, train).weighted(recipe.data.text_sampling)
         corpus.require_every_class(train.class_names)
-    return RunData(train, load_split(recipe, "validation") if chooses_on_validation(recipe) else None, corpus)
+    validation = load_split(recipe, "validation") if chooses_on_validation(recipe) else None
+    measured = [load_split(recipe, split) for split in recipe.eval.splits]
+    for source in measured:
+        if source.class_names != train.class_names:
+            raise UserError(
+                f"eval.splits={source.split}: its classes are not the trained ones; measure it with `hf-vlr eval`"
+            )
+    return RunData(train, validation, corpus, measured)
 
 
 def chooses_on_validation(recipe: Recipe) -> bool:

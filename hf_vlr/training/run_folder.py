@@ -20,7 +20,7 @@ from hf_vlr.training.checkpoints import CHECKPOINTS, last_checkpoint
 from hf_vlr.training.context import Context
 from hf_vlr.training.options import Recipe
 from hf_vlr.training.recipe import load_recipe, recipe_to_yaml
-from hf_vlr.training.run_data import RunData, load_split
+from hf_vlr.training.run_data import RunData
 
 RECIPE_FILE = "recipe.yaml"
 PREDICTIONS_FILE = "predictions.npz"
@@ -103,9 +103,8 @@ def write_evaluation(
     `scores` gives each predictor's log-probabilities [N, C] of a source.
     """
     counts = data.train.class_counts()
-    for number, split in enumerate(context.recipe.eval.splits):
-        source = load_split(context.recipe, split)
-        folder = context.folder if number == 0 else context.folder / split
+    for number, source in enumerate(data.measured):
+        folder = context.folder if number == 0 else context.folder / source.split
         write_measurement(context.recipe, Measurement(source, scores(source), counts, image_size, training), folder)
 
 

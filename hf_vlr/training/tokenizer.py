@@ -21,7 +21,8 @@ def train_tokenizer(sentences: Iterable[str], vocab_size: int, max_length: int) 
     tokenizer.decoder = decoders.ByteLevel()
     trainer = BpeTrainer(
         vocab_size=vocab_size,
-        special_tokens=[PAD, BEGIN, END],
+        # END is not third: CLIP text towers take an end token of id 2 as the sign of an old configuration
+        special_tokens=[PAD, END, BEGIN],
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
