@@ -298,3 +298,11 @@ def test_a_subset_keeps_rows_together(folder: Path) -> None:
     assert part.labels.tolist() == [0, 2]
     assert part.images[0].getpixel((0, 0)) == (30, 30, 30)
     assert part.class_names == source.class_names
+
+
+def test_a_picture_taken_sideways_is_turned_upright(tmp_path):
+    """transformers' pipelines turn by EXIF; training on the unturned picture would see another one."""
+    exif = Pillow.Exif()
+    exif[0x0112] = 6
+    Pillow.new("RGB", (20, 10), "red").save(tmp_path / "side.jpg", exif=exif)
+    assert decode_image(tmp_path / "side.jpg", "side").size == (10, 20)

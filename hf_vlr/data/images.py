@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 from datasets import Dataset
-from PIL import Image
+from PIL import Image, ImageOps
 
 from hf_vlr.errors import UserError
 
@@ -39,8 +39,8 @@ def decode_image(data: bytes | str | Path, name: str) -> Image.Image:
     """
     try:
         with Image.open(BytesIO(data) if isinstance(data, bytes) else data) as image:
-            image.load()
-            return to_rgb(image)
+            # upright, as transformers' pipelines load it
+            return to_rgb(ImageOps.exif_transpose(image))
     except Image.DecompressionBombError as error:
         raise UserError(f"{name}: the image is too large to decode safely; resize it or remove it") from error
     except FileNotFoundError as error:
