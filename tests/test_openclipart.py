@@ -1,4 +1,7 @@
+import json
+from collections import Counter
 from collections.abc import Iterator
+from importlib.resources import files
 from io import BytesIO
 from pathlib import Path
 
@@ -204,3 +207,11 @@ def test_a_sample_of_the_real_package(tmp_path: Path) -> None:
     data = load_dataset(str(build(out=tmp_path / "out", size=64, sample=100)))["train"]
     assert 80 <= len(data) <= 120
     assert np.mean([bool(text) for text in data["text"]]) > 0.9
+
+
+def test_every_class_is_described_in_our_own_words():
+    text = files("hf_vlr.datasets_scripts").joinpath("openclipart_lt_texts.jsonl").read_text(encoding="utf-8")
+    rows = [json.loads(line) for line in text.splitlines()]
+    described = Counter(row["class_name"] for row in rows)
+    assert len(described) == 53 and min(described.values()) >= 3
+    assert {row["license"] for row in rows} == {"CC0-1.0"}
