@@ -6,6 +6,7 @@ SVG files.
 """
 
 import hashlib
+import json
 import math
 import re
 import xml.etree.ElementTree as ET
@@ -30,6 +31,7 @@ from hf_vlr.data.images import DECODING_ERRORS, to_rgb
 from hf_vlr.data.parquet import free_folder, write_dataset
 from hf_vlr.errors import UserError
 
+TEXTS_FILE = "texts.jsonl"
 SOURCE_DIR = "/usr/share/openclipart"
 # The largest drawing has 623 million pixels, which are 2.5 GB when decoded; the next has 169 million.
 MAX_PIXELS = 640_000_000
@@ -63,7 +65,7 @@ def build(
 
     Columns: `image`, `label` (ClassLabel), `class_name`, `text` (title, keywords and description, '' if
     none), `file` (relative path), `group` (equal for copies of one drawing). One split, `train`: cut it by
-    `folds=`.
+    `folds=`. Beside it `texts.jsonl` describes the classes in our own words.
 
     min_images: classes with fewer drawings are left out. sample: about so many drawings of a few classes, at
     least eight each, for trying things out. max_pixels: larger drawings are left out and listed in the card;
@@ -100,7 +102,15 @@ def build(
         task_categories=["image-classification", "zero-shot-image-classification"],
         tags=["long-tailed", "clip-art"],
     )
-    return write_dataset({"train": rows}, features, out, card, partial(_card, report, size, min_images))
+    written = write_dataset({"train": rows}, features, out, card, partial(_card, report, size, min_images))
+    (written / TEXTS_FILE).write_text(class_texts(names), encoding="utf-8")
+    return written
+
+
+def class_texts(names: list[str]) -> str:
+    """Our descriptions of these classes, as JSON lines that `data.texts` reads."""
+    described = files("hf_vlr.datasets_scripts").joinpath("openclipart_lt_texts.jsonl").read_text(encoding="utf-8")
+    return "".join(f"{line}\n" for line in described.splitlines() if json.loads(line)["class_name"] in names)
 
 
 def find_classes(png: Path, min_images: int) -> dict[str, list[str]]:
@@ -239,8 +249,10 @@ def describe_svg(path: Path) -> tuple[str, bool]:
     source = path.read_bytes()
     broken = False
     try:
-        # Entities could expand without bound; the few files that declare some are read by pattern instead.
-        title, keywords, description = _by_pattern(source) if b"<!ENTITY" in source else _by_tree(source)
+        # Entities could expand without bound; the few files that declare some, or could in UTF-16, are read by pattern.
+        title, keywords, description = (
+            _by_pattern(source) if b"<!ENTITY" in source or b"\0" in source else _by_tree(source)
+        )
     except ET.ParseError:
         broken = True
         title, keywords, description = _by_pattern(source)

@@ -14,10 +14,12 @@ from hf_vlr.errors import UserError
 from hf_vlr.evaluation.predictors import Scores, class_vectors, image_vectors, project, recognise, zero_shot
 from hf_vlr.features import Transform, text_states
 from hf_vlr.modeling import UniCLModel, VLLTRForImageClassification, VLLTRModel
+from hf_vlr.training.contrast import unique_names
 from hf_vlr.training.options import Recipe
 from hf_vlr.training.recipe import load_recipe, override_recipe
-from hf_vlr.training.run_data import load_split, transforms
+from hf_vlr.training.run_data import labelled, load_split, transforms
 from hf_vlr.training.run_folder import RECIPE_FILE, TEXTS_FILE, Measurement, write_measurement
+from hf_vlr.training.tower_specs import UNLOADABLE, first_line
 
 
 def evaluate_checkpoint(model_dir: str, overrides: list[str] | None = None, out: str | None = None) -> list[dict]:
@@ -25,15 +27,16 @@ def evaluate_checkpoint(model_dir: str, overrides: list[str] | None = None, out:
 
     A recogniser is measured by its branches and their fusion; a dual encoder by zero-shot classification against the
     mean of each class's texts (`data.texts`, else the `texts.jsonl` beside the model, else the dataset's own). The
-    settings of the run that made the folder hold unless `overrides` say otherwise. Documents go to `out`, or to the
-    model's folder. Raises `UserError` for a model that is neither, and for other classes than the model knows.
+    settings of the run that made the folder hold unless `overrides` say otherwise. Documents go to `eval/SPLIT` in
+    `out`, or in the model's folder. Raises `UserError` for a model that is neither, and for other classes
+    than the model knows.
     """
     recipe = recipe_of(model_dir, overrides or [])
     checkpoint = Checkpoint.read(model_dir, recipe)
     target = out or (model_dir if Path(model_dir).is_dir() else None)
     documents = []
     for split in recipe.eval.splits:
-        source = load_split(recipe, split)
+        source = labelled(load_split(recipe, split))
         counts, scores = checkpoint.measure(source)
         measured = Measurement(source, scores, counts, checkpoint.image_size, {})
         documents.append(write_measurement(recipe, measured, Path(target) / "eval" / split if target else None))
@@ -61,24 +64,31 @@ class Checkpoint:
         """Load a recogniser or a dual encoder; raises `UserError` for anything else."""
         try:
             config = AutoConfig.from_pretrained(location)
-        except (OSError, ValueError) as error:
-            raise UserError(f"model {location} cannot be read: {str(error).strip().splitlines()[0]}") from error
+        except UNLOADABLE as error:
+            raise UserError(f"model {location} cannot be read: {first_line(error)}") from error
         classes = {"unicl": UniCLModel, "vlltr": VLLTRModel}
         if config.model_type not in classes:
             raise UserError(f"model {location} is a {config.model_type!r} checkpoint; eval reads unicl and vlltr")
         recogniser = "VLLTRForImageClassification" in (config.architectures or [])
         model_class = VLLTRForImageClassification if recogniser else classes[config.model_type]
-        processor = AutoImageProcessor.from_pretrained(location)
+        try:
+            processor = AutoImageProcessor.from_pretrained(location)
+            model = model_class.from_pretrained(location)
+        except UNLOADABLE as error:
+            raise UserError(f"model {location} cannot be loaded: {first_line(error)}") from error
         transform, _ = transforms(recipe.data, processor)
-        return cls(location, model_class.from_pretrained(location), recipe, transform, processor.crop_size["height"])
+        return cls(location, model, recipe, transform, processor.crop_size["height"])
 
     def measure(self, source: ImageSource) -> tuple[np.ndarray, Scores]:
         """Training images per class [C], and each predictor's log-probabilities of the source."""
         batch_size, workers = self.recipe.eval.batch_size, self.recipe.data.workers
         if isinstance(self.model, VLLTRForImageClassification):
-            known = self.model.config.num_labels
-            if source.num_classes != known:
-                raise UserError(f"{source.name} has {source.num_classes} classes, the model {self.location} {known}")
+            known = [self.model.config.id2label[index] for index in range(self.model.config.num_labels)]
+            if unique_names(source.class_names) != known:
+                raise UserError(
+                    f"{source.name} has other classes ({source.num_classes}) than the model {self.location} "
+                    f"({len(known)}), or in another order"
+                )
             encoder = self.model.vlltr
         else:
             encoder = self.model
@@ -88,7 +98,9 @@ class Checkpoint:
         train = None if source.split == "unseen" else load_split(self.recipe, "train")
         counts = train.class_counts() if train else np.zeros(source.num_classes, dtype=np.int64)
         vectors = self.text_vectors(self.corpus(train or source))
-        return counts, zero_shot(features, vectors, encoder.logit_scale.exp().item())
+        # not `language`, which in a training run is the mean of the anchors chosen on training images
+        scores = zero_shot(features, vectors, encoder.logit_scale.exp().item())
+        return counts, {"all texts": scores["language"]}
 
     def corpus(self, source: ImageSource) -> ClassTextCorpus:
         """`data.texts`, else the texts beside the model where they fit the classes, else the dataset's own."""

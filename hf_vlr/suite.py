@@ -18,10 +18,11 @@ from omegaconf.errors import OmegaConfBaseException
 from hf_vlr.errors import UserError
 from hf_vlr.evaluation.bootstrap import paired_bootstrap
 from hf_vlr.evaluation.metrics import evaluate_predictions, write_text
+from hf_vlr.evaluation.report import METRICS_FILE
 from hf_vlr.evaluation.shots import shot_groups
 from hf_vlr.training.recipe import load_recipe
 from hf_vlr.training.run import run
-from hf_vlr.training.run_folder import PREDICTIONS_FILE, RECIPE_FILE
+from hf_vlr.training.run_folder import PREDICTIONS_FILE, RECIPE_FILE, first_difference
 
 
 @dataclass
@@ -86,7 +87,7 @@ def run_suite(name_or_path: str, words: Sequence[str], out: str) -> dict[str, An
         for fold in range(suite.folds or 1):
             for name in suite.runs:
                 _train(suite, name, seed, fold, root, list(words))
-    document = compare(suite, root)
+    document = compare(suite, root) | {"words": words}
     write_text(root / "suite.json", json.dumps(document, indent=2) + "\n")
     return document
 
@@ -98,15 +99,18 @@ def place_of(root: Path, name: str, seed: int, fold: int) -> Path:
 
 def _train(suite: Suite, name: str, seed: int, fold: int, root: Path, words: list[str]) -> None:
     entry, folder = suite.runs[name], place_of(root, name, seed, fold)
-    if (folder / "config.json").is_file():
-        return
     own = [*words, *entry.set, f"seed={seed}", f"output={folder}"]
     if suite.folds:
         own += [f"data.folds={suite.folds}", f"data.fold={fold}"]
     if entry.init:
         own.append(f"model.init={place_of(root, entry.init, seed, fold)}")
-    print(f"== {folder.name}")
-    run(load_recipe(entry.recipe, own), resume=(folder / RECIPE_FILE).is_file())
+    recipe, begun = load_recipe(entry.recipe, own), (folder / RECIPE_FILE).is_file()
+    changed = first_difference(load_recipe(folder / RECIPE_FILE), recipe) if begun else None
+    if changed:
+        raise UserError(f"{folder} was trained with another {changed}; choose a new folder with --out")
+    if not (folder / "config.json").is_file():
+        print(f"== {folder.name}")
+        run(recipe, resume=begun)
 
 
 @dataclass(frozen=True)
@@ -157,7 +161,11 @@ def compare(suite: Suite, root: Path, rule: str = "oltr") -> dict[str, Any]:
             "balanced": [m["balanced_accuracy"] for m in metrics],
             **{key: [m["groups"][key]["accuracy"] for m in metrics] for key in groups},
         }
-        rows[row] = {"values": values, "difference": {} if row == suite.against else _differences(found, base, groups)}
+        name = suite.rows[row].partition("/")[0]
+        metrics_file = place_of(root, name, suite.seeds[0], 0) / METRICS_FILE
+        stated = json.loads(metrics_file.read_text(encoding="utf-8"))["protocol"] if metrics_file.is_file() else None
+        difference = {} if row == suite.against else _differences(found, base, groups)
+        rows[row] = {"values": values, "difference": difference, "protocol_of_first_run": stated}
     sizes = {key: int(mask.sum()) for key, mask in groups.items()}
     return {
         "schema": 1,

@@ -102,14 +102,6 @@ class LanguageGuidedHead(nn.Module):
         self._constants = None  # other anchors
         super()._load_from_state_dict(*args, **kwargs)
 
-    def _apply(self, *args: Any, **kwargs: Any) -> nn.Module:
-        self._constants = None
-        return super()._apply(*args, **kwargs)
-
-    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
-        self._constants = None
-        super()._load_from_state_dict(*args, **kwargs)
-
     def language(self, features: Tensor, scale: Tensor, return_attention: bool) -> tuple[Tensor, Tensor | None]:
         """Language logits [B, C] of raw image features [B, D], and the attention [B, C, M] when asked for."""
         gram, rstd = self.constants()

@@ -1,6 +1,7 @@
 """`evaluate_checkpoint` on folders that training wrote, and the quickstart as a whole."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -51,15 +52,25 @@ def test_a_recogniser_measures_the_same_after_a_round_trip(runs, tmp_path):
 
 def test_a_dual_encoder_is_measured_by_its_texts_also_on_unseen_classes(runs):
     seen, unseen = evaluate_checkpoint(str(runs["one"]), ["eval.splits=[test,unseen]"])
-    assert set(seen["predictors"]) == set(unseen["predictors"]) == {"language"}
-    assert seen["predictors"]["language"]["num_classes"] == 6
-    assert unseen["predictors"]["language"]["num_classes"] == 2
+    assert set(seen["predictors"]) == set(unseen["predictors"]) == {"all texts"}
+    assert seen["predictors"]["all texts"]["num_classes"] == 6
+    assert unseen["predictors"]["all texts"]["num_classes"] == 2
     assert (runs["one"] / "eval" / "unseen" / "per_class.csv").is_file()
 
 
 def test_other_classes_than_the_model_knows_are_refused(runs):
     with pytest.raises(UserError, match="6"):
         evaluate_checkpoint(str(runs["two"]), ["data.options.classes=5"])
+    with pytest.raises(UserError, match="another order"):
+        evaluate_checkpoint(str(runs["two"]), ["data.split_seed=5"])
+
+
+def test_weights_that_are_cut_short_are_refused(runs, tmp_path):
+    folder = shutil.copytree(runs["two"], tmp_path / "cut")
+    weights = folder / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:1000])
+    with pytest.raises(UserError, match="cannot be loaded"):
+        evaluate_checkpoint(str(folder), [])
 
 
 def test_what_is_no_checkpoint_is_refused(tmp_path):

@@ -123,4 +123,6 @@ def test_a_suite_trains_compares_and_keeps_complete_runs(tmp_path):
     written = weights.stat().st_mtime_ns
     again = run_suite(str(path), TINY, str(tmp_path / "out"))
     assert again == document and weights.stat().st_mtime_ns == written
+    with pytest.raises(UserError, match=r"optim\.lr"):
+        run_suite(str(path), [*TINY, "optim.lr=0.5"], str(tmp_path / "out"))
     assert json.loads((tmp_path / "out" / "suite.json").read_text()) == document

@@ -3,12 +3,14 @@
 import json
 from pathlib import Path
 
+import datasets
 import numpy as np
 import pytest
 import torch
 from accelerate.state import AcceleratorState
+from PIL import Image
 from safetensors.torch import load_file
-from transformers import AutoModel, AutoModelForImageClassification
+from transformers import AutoModel, AutoModelForImageClassification, AutoTokenizer
 
 from hf_vlr.errors import UserError
 from hf_vlr.evaluation.predictors import image_vectors, recognise
@@ -16,7 +18,7 @@ from hf_vlr.training.checkpoints import read_checkpoint
 from hf_vlr.training.model_builder import build_dual_encoder, load_dual_encoder
 from hf_vlr.training.options import PARTS, Recipe
 from hf_vlr.training.recipe import override_recipe
-from hf_vlr.training.run import run
+from hf_vlr.training.run import run, train_recipe
 from hf_vlr.training.run_data import load_run_data, load_split, transforms
 from hf_vlr.training.tasks import ContrastiveTask
 from hf_vlr.training.trainer import Trainer
@@ -253,3 +255,32 @@ def test_both_stages_learn(tmp_path):
     assert accuracy(before, "language") < 0.3
     assert accuracy(first, "language") > 0.7
     assert accuracy(second, "fused") > 0.75
+
+
+def test_image_text_pairs_train_beside_classes(tmp_path):
+    """UniCL's mix: rows of label -1 are positive with themselves alone, speak their captions and are never tested."""
+    rows = []
+    generator = np.random.default_rng(0)
+    for index in range(40):
+        pixels = generator.integers(0, 256, (16, 16, 3), dtype=np.uint8)
+        label = None if index % 4 == 0 else index % 3
+        rows.append({"image": Image.fromarray(pixels), "label": label, "text": f"picture number {index}"})
+    data = tmp_path / "data"
+    data.mkdir()
+    features = datasets.Features(
+        {"image": datasets.Image(), "label": datasets.Value("int64"), "text": datasets.Value("string")}
+    )
+    for split in ("train", "test"):
+        datasets.Dataset.from_list(rows, features=features).to_parquet(data / f"{split}-00000.parquet")
+    words = [
+        f"data.source={data}",
+        "vision=scratch:resnet",
+        "train.steps=2",
+        "train.batch_size=8",
+        "data.image_size=16",
+    ]
+    folder = train_recipe("unicl", words, str(tmp_path / "run"))
+    measured = json.loads((folder / "metrics.json").read_text())["predictors"]["language"]
+    assert measured["num_images"] == 30 and measured["num_classes"] == 3
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    assert len(tokenizer("number")["input_ids"]) == 3

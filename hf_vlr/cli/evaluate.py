@@ -9,7 +9,7 @@ from hf_vlr.cli.grammar import data_option, overrides, settings
 @click.argument("model_dir", metavar="MODEL")
 @settings
 @data_option(required=True)
-@click.option("--out", metavar="DIR", help="Folder for metrics.json; MODEL itself by default.")
+@click.option("--out", metavar="DIR", help="Write to DIR/eval/SPLIT; MODEL/eval/SPLIT by default.")
 def command(model_dir: str, words: tuple[str, ...], data: str, out: str | None) -> None:
     """Measure MODEL, a folder that hf-vlr train wrote or a Hub id, on a dataset.
 

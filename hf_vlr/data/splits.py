@@ -24,7 +24,7 @@ def stratified_folds(labels: np.ndarray, folds: int, seed: int, groups: np.ndarr
     total = np.zeros(folds, dtype=np.int64)
     turn = (np.arange(folds) - start) % folds
     fold_of = np.empty(len(labels), dtype=np.int64)
-    for rows in _units(classes, seed, groups):
+    for rows in _units(classes, seed, groups, big_first=True):
         held = per_class[classes[rows[0]]]
         fold = int(np.lexsort((turn, total, held))[0])
         fold_of[rows] = fold
@@ -47,7 +47,8 @@ def stratified_holdout(labels: np.ndarray, fraction: float, seed: int, groups: n
     classes = labels - labels.min(initial=0)
     kept = np.bincount(classes)
     wanted = np.where(kept >= 2, np.maximum(1, np.floor(kept * fraction + 0.5)), 0).astype(np.int64)
-    for rows in _units(classes, seed, groups):
+    # in random order: big groups first would fill the held-out part with copies
+    for rows in _units(classes, seed, groups, big_first=False):
         taken = np.bincount(classes[rows], minlength=len(kept))
         touched = taken > 0
         fits = (wanted[touched] >= taken[touched]) | (taken[touched] == 1) & (wanted[touched] > 0)
@@ -58,8 +59,8 @@ def stratified_holdout(labels: np.ndarray, fraction: float, seed: int, groups: n
     return held_out
 
 
-def _units(classes: np.ndarray, seed: int, groups: np.ndarray | None) -> Iterator[np.ndarray]:
-    """The rows of each group (or each single row): class by class, big groups first, else in seeded order."""
+def _units(classes: np.ndarray, seed: int, groups: np.ndarray | None, big_first: bool) -> Iterator[np.ndarray]:
+    """The rows of each group (or each single row): class by class, in seeded order, on demand big groups first."""
     order = numpy_generator(seed, 0, 0, "split").permutation(len(classes))
     if groups is None:
         by_class = order[np.argsort(classes[order], kind="stable")]
@@ -70,4 +71,4 @@ def _units(classes: np.ndarray, seed: int, groups: np.ndarray | None) -> Iterato
     units = np.split(by_group, np.cumsum(np.bincount(code))[:-1])
     rank = np.empty(len(order), dtype=np.int64)
     rank[order] = np.arange(len(order))
-    yield from sorted(units, key=lambda rows: (classes[rows[0]], -len(rows), rank[rows[0]]))
+    yield from sorted(units, key=lambda rows: (classes[rows[0]], -len(rows) * big_first, rank[rows[0]]))

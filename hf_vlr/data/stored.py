@@ -45,7 +45,10 @@ def stored_splits(spec: str, options: dict[str, Any]) -> dict[str, Rows]:
     """Every split of the dataset `spec`, by its normal name (train, validation, test)."""
     unknown = set(options) - {"image", "label", "text"}
     if unknown:
-        raise UserError(f"unknown data option {sorted(unknown)[0]!r}; there are: image, label, text")
+        raise UserError(
+            f"unknown data option {sorted(unknown)[0]!r}; there are: image, label, text "
+            "(data.options={} drops those of a recipe)"
+        )
     dataset, empty = _open(spec)
     names = _class_names(spec, dataset, options) + empty
     splits = {}
@@ -192,7 +195,7 @@ def _class_names(spec: str, dataset: DatasetDict, options: dict[str, Any]) -> li
     if isinstance(kind, Value) and kind.dtype == "string":
         return sorted(value for value in values if value is not None)
     if isinstance(kind, Value) and "int" in kind.dtype:
-        return [str(index) for index in range(max(values) + 1)]
+        return [str(index) for index in range(max((value for value in values if value is not None), default=-1) + 1)]
     raise UserError(f"{spec}: the label column {column!r} holds {kind}; it must hold class numbers or names")
 
 

@@ -1,6 +1,7 @@
 """Stage 1: image-text-label contrast (UniCL) and class-wise pre-training (VL-LTR's CVLP)."""
 
 import copy
+from collections import Counter
 
 import numpy as np
 import torch
@@ -17,7 +18,7 @@ from hf_vlr.training.context import Context
 from hf_vlr.training.loaders import Batches, ImageBatches, StateBatches, spoken_sentences
 from hf_vlr.training.model_builder import build_dual_encoder
 from hf_vlr.training.options import Recipe
-from hf_vlr.training.run_data import RunData, transforms
+from hf_vlr.training.run_data import RunData, spoken_texts, transforms
 from hf_vlr.training.run_folder import TEXTS_FILE, open_folder, save_model, write_evaluation
 from hf_vlr.training.tasks import ContrastiveTask
 from hf_vlr.training.trainer import Trainer
@@ -28,7 +29,7 @@ def fit_contrast(context: Context, data: RunData) -> None:
     recipe, accelerator = context.recipe, context.accelerator
     if data.corpus is None:
         raise UserError(f"task={recipe.task} needs language: leave model.language true")
-    encoder = build_dual_encoder(recipe, "vlltr" if recipe.task == "cvlp" else "unicl", data.corpus.texts)
+    encoder = build_dual_encoder(recipe, "vlltr" if recipe.task == "cvlp" else "unicl", spoken_texts(data))
     model = encoder.model.to(accelerator.device)
     name_classes(model, data.train.class_names)
     teacher = copy.deepcopy(model) if recipe.loss.distillation else None
@@ -41,15 +42,29 @@ def fit_contrast(context: Context, data: RunData) -> None:
     if not accelerator.is_main_process:
         return
     model.eval()
-    vectors = seen_class_vectors(recipe, data, model, collator, evaluation, context.cache)
+    if data.train.num_classes:
+        vectors = seen_class_vectors(recipe, data, model, collator, evaluation, context.cache)
 
-    def scores(source: ImageSource) -> dict[str, np.ndarray]:
-        features = image_vectors(model, source, evaluation, batch_size=recipe.eval.batch_size, cache=context.cache)
-        return zero_shot(features, vectors, model.logit_scale.exp().item())
+        def scores(source: ImageSource) -> dict[str, np.ndarray]:
+            features = encode_source(context, model, source, evaluation)
+            return zero_shot(features, vectors, model.logit_scale.exp().item())
 
-    write_evaluation(context, data, scores, encoder.image_size, summary)
+        write_evaluation(context, data, scores, encoder.image_size, summary)
     data.corpus.save(context.folder / TEXTS_FILE)
     save_model(model, encoder.processor, context.folder)
+
+
+def encode_source(context: Context, model: UniCLModel, source: ImageSource, evaluation: Transform) -> torch.Tensor:
+    """Projected image features [N, D] of a source, as the recipe says to compute them."""
+    recipe = context.recipe
+    return image_vectors(
+        model,
+        source,
+        evaluation,
+        batch_size=recipe.eval.batch_size,
+        workers=recipe.data.workers,
+        cache=context.cache,
+    )
 
 
 def contrast_batches(
@@ -115,12 +130,18 @@ def training_views(
     )
 
 
+def unique_names(class_names: list[str]) -> list[str]:
+    """The class names, with the index in brackets behind those that repeat."""
+    times = Counter(class_names)
+    return [f"{name} ({index})" if times[name] > 1 else name for index, name in enumerate(class_names)]
+
+
 def name_classes(model: UniCLModel, class_names: list[str]) -> None:
-    """Put unique class names into the configuration; a repeated name gets its index in brackets."""
-    repeated = {name for name in class_names if class_names.count(name) > 1}
-    names = [f"{name} ({index})" if name in repeated else name for index, name in enumerate(class_names)]
-    model.config.id2label = dict(enumerate(names))
-    model.config.label2id = {name: index for index, name in enumerate(names)}
+    """Put `unique_names` into the configuration; image-text pairs alone have none."""
+    if class_names:
+        names = unique_names(class_names)
+        model.config.id2label = dict(enumerate(names))
+        model.config.label2id = {name: index for index, name in enumerate(names)}
 
 
 def choose_anchors(

@@ -62,7 +62,10 @@ def build_dual_encoder(recipe: Recipe, model_type: str, sentences: Sequence[str]
     if recipe.model.language and encoder.model.text_model is None:
         raise UserError(f"model.init={recipe.model.init} has no text tower; set model.language=false")
     if recipe.model.gradient_checkpointing:
-        encoder.model.gradient_checkpointing_enable()
+        try:
+            encoder.model.gradient_checkpointing_enable()
+        except ValueError as error:
+            raise UserError(f"model.gradient_checkpointing: {first_line(error)}; set it to false") from error
     return encoder
 
 
@@ -124,6 +127,9 @@ def shared_fields(config: UniCLConfig) -> dict:
 def compose_dual_encoder(recipe: Recipe, model_type: str, sentences: Sequence[str]) -> DualEncoder:
     """A dual encoder from `model.vision` and `model.text`, with fresh projections."""
     options, data = recipe.model, recipe.data
+    for side, spec in (("vision", options.vision), ("text", options.text)):
+        if spec.startswith("scratch:") and f"{side}_model" in options.freeze and (side == "vision" or options.language):
+            raise UserError(f"model.{side}={spec} is untrained and frozen: name a pretrained tower with {side}=")
     vision = resolve_vision(options.vision, options.vision_weights, data.image_size or DEFAULT_IMAGE_SIZE)
     size = data.image_size or vision.image_size or DEFAULT_IMAGE_SIZE
     check_image_size(size, vision.config, f"model.vision={options.vision}")

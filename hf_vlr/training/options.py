@@ -59,10 +59,10 @@ class DataOptions:
     split_seed: int = option(0, "seed of generated data, folds and held-out parts; the run's own is `seed`", low=0)
     image_size: int | None = option(None, "side of the square the model sees; null = the model's, else 224", low=8)
     image_mean: list[float] = field(
-        default_factory=list, metadata=about("channel means in [0, 1]; [] = those of the vision tower")
+        default_factory=list, metadata=about("three channel means; [] = those of the tower", low=0.0, high=1.0)
     )
     image_std: list[float] = field(
-        default_factory=list, metadata=about("channel deviations in [0, 1]; [] = those of the vision tower")
+        default_factory=list, metadata=about("three channel deviations; [] = those of the tower", above=0.0, high=1.0)
     )
     augment: str = option("light", "strength of the augmentation", choices=("none", "light", "strong"))
     min_scale: float = option(0.4, "smallest area of a random crop, part of the image", above=0.0, high=1.0)
@@ -80,7 +80,9 @@ class DataOptions:
 class ModelOptions:
     """The two towers and what is built on them."""
 
-    init: str | None = option(None, "folder or Hub id to start from, e.g. what stage 1 wrote")
+    init: str | None = option(
+        None, "folder or Hub id to start from, e.g. what stage 1 wrote; the keys of the towers are then not used"
+    )
     vision: str = option("scratch:vit", f"vision tower: {TOWER_HELP}")
     text: str = option("scratch:clip", f"text tower: {TOWER_HELP}")
     vision_weights: str | None = option(None, "file of weights for the vision tower; null = those it comes with")
@@ -203,6 +205,9 @@ class Recipe:
             raise UserError("data.cache_views needs a frozen vision tower: add model.freeze=vision_model")
         if len(self.optim.betas) != 2 or 1.0 in self.optim.betas:
             raise UserError(f"optim.betas={self.optim.betas} must be two numbers below 1")
+        for key, values in (("image_mean", data.image_mean), ("image_std", data.image_std)):
+            if len(values) not in (0, 3):
+                raise UserError(f"data.{key}={values} must be three numbers, one per channel")
         # Here and not at the top: the metrics need numpy, and listing the keys does not.
         from hf_vlr.evaluation.shots import shot_rule
 

@@ -7,12 +7,12 @@ from hf_vlr.data.batches import Collator, TrainingSet
 from hf_vlr.data.source import ImageSource
 from hf_vlr.errors import UserError
 from hf_vlr.evaluation.fusion import choose_fusion_weight
-from hf_vlr.evaluation.predictors import Scores, image_vectors, project, recognise
+from hf_vlr.evaluation.predictors import Scores, project, recognise
 from hf_vlr.features import Transform, text_states
 from hf_vlr.modeling import VLLTRConfig, VLLTRForImageClassification, VLLTRModel
 from hf_vlr.randomness import seed_for
 from hf_vlr.training.context import Context
-from hf_vlr.training.contrast import choose_anchors, epoch_keys, name_classes, training_views
+from hf_vlr.training.contrast import choose_anchors, encode_source, epoch_keys, name_classes, training_views
 from hf_vlr.training.loaders import Batches, ImageBatches, StateBatches
 from hf_vlr.training.model_builder import DualEncoder, build_dual_encoder, shared_fields
 from hf_vlr.training.run_data import RunData, transforms
@@ -42,10 +42,7 @@ def fit_recognition(context: Context, data: RunData) -> None:
     model.eval()
 
     def scores(source: ImageSource) -> Scores:
-        features = image_vectors(
-            model.vlltr, source, evaluation, batch_size=recipe.eval.batch_size, cache=context.cache
-        )
-        return recognise(model, features)
+        return recognise(model, encode_source(context, model.vlltr, source, evaluation))
 
     if data.corpus is not None:
         data.corpus.save(context.folder / TEXTS_FILE)

@@ -49,13 +49,25 @@ def load_run_data(recipe: Recipe) -> RunData:
         corpus = build_corpus(recipe.data.texts, train).weighted(recipe.data.text_sampling)
         corpus.require_every_class(train.class_names)
     validation = load_split(recipe, "validation") if chooses_on_validation(recipe) else None
-    measured = [load_split(recipe, split) for split in recipe.eval.splits]
+    measured = [labelled(load_split(recipe, split)) for split in recipe.eval.splits]
     for source in measured:
         if source.class_names != train.class_names:
             raise UserError(
                 f"eval.splits={source.split}: its classes are not the trained ones; measure it with `hf-vlr eval`"
             )
     return RunData(train, validation, corpus, measured)
+
+
+def labelled(source: ImageSource) -> ImageSource:
+    """The rows of a source that have a class: image-text pairs cannot be told right from wrong."""
+    return source.subset((source.labels >= 0).nonzero()[0]) if (source.labels < 0).any() else source
+
+
+def spoken_texts(data: RunData) -> list[str]:
+    """Every text that training may speak: the corpus, and the captions of image-text pairs."""
+    own = zip(data.train.captions, data.train.labels, strict=True)
+    pairs = [caption for caption, label in own if label < 0 and caption]
+    return [*(data.corpus.texts if data.corpus else []), *pairs]
 
 
 def chooses_on_validation(recipe: Recipe) -> bool:

@@ -134,12 +134,11 @@ def write_measurement(recipe: Recipe, measured: Measurement, folder: Path | None
 
 def protocol(recipe: Recipe, split: str, image_size: int, training: dict[str, Any]) -> dict[str, Any]:
     """What a reader must know before comparing the numbers with others."""
-    fresh = recipe.model.vision.startswith("scratch:") and not recipe.model.init
     return {
         "split": split if recipe.data.fold is None else f"{split} (fold {recipe.data.fold} of {recipe.data.folds})",
         "resolution": image_size,
         "test_time_augmentation": None,
-        "pretraining": None if fresh else recipe.model.init or recipe.model.vision,
+        "pretraining": pretraining(recipe),
         "texts": recipe.data.texts or "the dataset's own" if recipe.model.language else None,
         "seed": recipe.seed,
         "source": recipe.data.source,
@@ -147,6 +146,19 @@ def protocol(recipe: Recipe, split: str, image_size: int, training: dict[str, An
         "training": training,
         "device": device_note(),
     }
+
+
+def pretraining(recipe: Recipe) -> str | None:
+    """What the towers had seen before this package trained them: both specs, or None where both were fresh.
+
+    A run that started from another one's folder inherits its answer.
+    """
+    options = recipe.model
+    if options.init is not None:
+        before = Path(options.init) / RECIPE_FILE
+        return pretraining(load_recipe(before)) if before.is_file() else options.init
+    specs = [options.vision_weights or options.vision, *([options.text] if options.language else [])]
+    return None if all(spec.startswith("scratch:") for spec in specs) else " + ".join(specs)
 
 
 def save_model(model: UniCLPreTrainedModel, processor: Any, folder: Path) -> None:
