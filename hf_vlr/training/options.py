@@ -137,7 +137,6 @@ class TrainOptions:
     log_every: int = option(20, "steps between two logged lines", low=1)
     save_every: int = option(0, "steps between two checkpoints; 0 = at each epoch's end", low=0)
     keep: int = option(2, "checkpoints kept", low=1)
-    compile: bool = option(False, "torch.compile the model")
 
 
 @dataclass

@@ -81,8 +81,6 @@ class Trainer:
         self.save_every = options.save_every or per_epoch
         optimizer = build_optimizer(task.model, recipe.optim)
         self.task = task
-        if options.compile:
-            task.compile()  # in place: the names in the state dict stay
         self.wrapped, self.optimizer = accelerator.prepare(task, optimizer)
         # not prepared: a prepared schedule steps once per process
         self.schedule = build_schedule(optimizer, recipe.optim, self.total_steps)
