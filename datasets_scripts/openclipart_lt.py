@@ -247,12 +247,11 @@ def describe_svg(path: Path) -> tuple[str, bool]:
     if path.stat().st_size > MAX_SVG_BYTES:
         return "", True
     source = path.read_bytes()
-    broken = False
+    # UTF-16 would hide an entity from the search below
+    broken = b"\0" in source
     try:
-        # Entities could expand without bound; the few files that declare some, or could in UTF-16, are read by pattern.
-        title, keywords, description = (
-            _by_pattern(source) if b"<!ENTITY" in source or b"\0" in source else _by_tree(source)
-        )
+        # Entities could expand without bound; the few files that declare some are read by pattern instead.
+        title, keywords, description = (_by_pattern if broken or b"<!ENTITY" in source else _by_tree)(source)
     except ET.ParseError:
         broken = True
         title, keywords, description = _by_pattern(source)

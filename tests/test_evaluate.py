@@ -58,11 +58,15 @@ def test_a_dual_encoder_is_measured_by_its_texts_also_on_unseen_classes(runs):
     assert (runs["one"] / "eval" / "unseen" / "per_class.csv").is_file()
 
 
-def test_other_classes_than_the_model_knows_are_refused(runs):
+def test_other_classes_than_the_model_knows_are_refused(runs, tmp_path):
     with pytest.raises(UserError, match="6"):
         evaluate_checkpoint(str(runs["two"]), ["data.options.classes=5"])
+    folder = shutil.copytree(runs["two"], tmp_path / "reordered")
+    config = json.loads((folder / "config.json").read_text())
+    config["id2label"]["0"], config["id2label"]["1"] = config["id2label"]["1"], config["id2label"]["0"]
+    (folder / "config.json").write_text(json.dumps(config))
     with pytest.raises(UserError, match="another order"):
-        evaluate_checkpoint(str(runs["two"]), ["data.split_seed=5"])
+        evaluate_checkpoint(str(folder), [])
 
 
 def test_weights_that_are_cut_short_are_refused(runs, tmp_path):

@@ -14,6 +14,7 @@ from transformers import (
     CLIPProcessor,
     PreTrainedConfig,
 )
+from transformers.utils.logging import get_logger
 
 from hf_vlr.errors import UserError
 from hf_vlr.modeling import UniCLConfig, UniCLModel, VLLTRConfig, VLLTRModel
@@ -21,6 +22,7 @@ from hf_vlr.randomness import seed_for
 from hf_vlr.training.options import Recipe
 from hf_vlr.training.tower_specs import UNLOADABLE, first_line, resolve_text, resolve_vision
 
+logger = get_logger(__name__)
 DEFAULT_IMAGE_SIZE = 224
 # vision towers whose learned positions fit one image size
 FIXED_SIZE = ("clip_vision_model", "siglip_vision_model", "vit", "deit", "beit")
@@ -128,8 +130,8 @@ def compose_dual_encoder(recipe: Recipe, model_type: str, sentences: Sequence[st
     """A dual encoder from `model.vision` and `model.text`, with fresh projections."""
     options, data = recipe.model, recipe.data
     for side, spec in (("vision", options.vision), ("text", options.text)):
-        if spec.startswith("scratch:") and f"{side}_model" in options.freeze and (side == "vision" or options.language):
-            raise UserError(f"model.{side}={spec} is untrained and frozen: name a pretrained tower with {side}=")
+        if spec.startswith("scratch:") and f"{side}_model" in options.freeze:
+            logger.warning("model.%s=%s is untrained and stays so: %s_model is in model.freeze", side, spec, side)
     vision = resolve_vision(options.vision, options.vision_weights, data.image_size or DEFAULT_IMAGE_SIZE)
     size = data.image_size or vision.image_size or DEFAULT_IMAGE_SIZE
     check_image_size(size, vision.config, f"model.vision={options.vision}")
