@@ -244,7 +244,7 @@ def test_both_stages_learn(tmp_path):
     options = "{classes: 12, unseen: 2, max_count: 60, imbalance: 10, size: 32, validation: 4, test: 10}"
     words = (f"data.options={options}", "data.image_size=32", "data.flip=false", "data.min_scale=0.6")
     words += ("model.projection_dim=64", "train.batch_size=64", "train.log_every=50", "optim.lr=2e-3")
-    first = run(tiny(tmp_path / "one", *words, "train.steps=150"))
+    first = run(tiny(tmp_path / "one", *words, "train.steps=250"))
     before = run(tiny(tmp_path / "none", *words, "train.steps=1", "optim.lr=1e-9"))
     stage2 = ("task=recognition", f"model.init={first}", "model.fusion_weight=null", "train.steps=60")
     second = run(tiny(tmp_path / "two", *words, *stage2, "model.freeze=vision_model,text_model", "data.cache_views=4"))
