@@ -85,5 +85,13 @@ class UniCLConfig(PreTrainedConfig):
         }
         return cls(**{**shared, **overrides})
 
+    @classmethod
+    def from_dual_encoder(cls, config: "UniCLConfig", **overrides: Any) -> "UniCLConfig":
+        """This configuration around the towers and projections of another `unicl` or `vlltr` one, which it copies."""
+        shared = {name: getattr(config, name) for name in UniCLConfig.__annotations__}
+        for side in ("text_config", "vision_config"):
+            shared[side] = None if shared[side] is None else shared[side].to_dict()
+        return cls(**{**shared, **overrides})
+
 
 __all__ = ["UniCLConfig"]

@@ -1,9 +1,7 @@
 # SPDX-License-Identifier: MIT
 """Configuration of VL-LTR: the dual encoder of stage 1 and the recogniser of stage 2 share it."""
 
-from typing import Any
-
-from transformers.configuration_utils import PreTrainedConfig, strict
+from transformers.configuration_utils import strict
 
 from .configuration_unicl import UniCLConfig
 
@@ -47,18 +45,6 @@ class VLLTRConfig(UniCLConfig):
         if self.num_anchors and not self.has_text_model and self.anchor_selection is None:
             # a converted checkpoint has anchors but no text tower; a fresh one would have no way to make them
             self.anchor_selection = {"source": "unknown"}
-
-    @classmethod
-    def from_dual_encoder(cls, config: PreTrainedConfig, **overrides: Any) -> "VLLTRConfig":
-        """This configuration around another dual encoder's towers (`unicl`, `vlltr` or `clip`)."""
-        shared = {
-            "text_config": config.text_config.to_dict() if config.text_config is not None else None,
-            "vision_config": config.vision_config.to_dict(),
-        }
-        for name in UniCLConfig.__annotations__:
-            if name not in shared and hasattr(config, name):
-                shared[name] = getattr(config, name)
-        return cls(**{**shared, **overrides})
 
 
 __all__ = ["VLLTRConfig"]

@@ -95,7 +95,7 @@ def load_dual_encoder(location: str, model_type: str) -> DualEncoder:
         processor = read.from_pretrained(location)
     except UNLOADABLE as error:
         raise UserError(f"model.init={location} cannot be loaded: {first_line(error)}") from error
-    config = config_class(**shared_fields(config))
+    config = config_class.from_dual_encoder(config)
     model = model_class(config)
     model.load_state_dict(source.state_dict())
     return DualEncoder(model, processor)
@@ -119,11 +119,6 @@ def check_image_size(size: int, config: PreTrainedConfig, where: str) -> None:
     made_for = getattr(config, "image_size", None)
     if config.model_type in FIXED_SIZE and made_for not in (None, size):
         raise UserError(f"data.image_size={size} does not fit {where}, which sees {made_for}; leave it out")
-
-
-def shared_fields(config: UniCLConfig) -> dict:
-    """The fields of a dual encoder's configuration, free of what belongs to a recogniser."""
-    return {name: getattr(config, name) for name in UniCLConfig.__annotations__}
 
 
 def compose_dual_encoder(recipe: Recipe, model_type: str, sentences: Sequence[str]) -> DualEncoder:

@@ -14,7 +14,7 @@ from hf_vlr.randomness import seed_for
 from hf_vlr.training.context import Context
 from hf_vlr.training.contrast import choose_anchors, encode_source, epoch_keys, name_classes, training_views
 from hf_vlr.training.loaders import Batches, ImageBatches, StateBatches
-from hf_vlr.training.model_builder import DualEncoder, build_dual_encoder, shared_fields
+from hf_vlr.training.model_builder import DualEncoder, build_dual_encoder
 from hf_vlr.training.run_data import RunData, transforms
 from hf_vlr.training.run_folder import TEXTS_FILE, open_folder, save_model, write_evaluation
 from hf_vlr.training.tasks import RecognitionTask
@@ -70,8 +70,8 @@ def build_recogniser(context: Context, data: RunData, encoder: DualEncoder) -> V
     recipe, accelerator = context.recipe, context.accelerator
     options = recipe.model
     weight = NEUTRAL_FUSION_WEIGHT if options.fusion_weight is None else options.fusion_weight
-    config = VLLTRConfig(
-        **shared_fields(encoder.model.config),
+    config = VLLTRConfig.from_dual_encoder(
+        encoder.model.config,
         num_labels=data.train.num_classes,
         num_anchors=options.num_anchors if data.corpus is not None else 0,
         fusion_weight=weight,
