@@ -193,11 +193,22 @@ def test_the_checkpoint_before_a_divergence_stays(tmp_path, monkeypatch):
 def test_bfloat16_trains_and_keeps_float32_weights(tmp_path):
     AcceleratorState._reset_state(True)  # the number format is chosen once per process
     try:
-        folder = run(tiny(tmp_path / "run", "train.mixed_precision=bf16"))
+        folder = run(tiny(tmp_path / "run", "train.mixed_precision=bf16", "data.image_size=32"))
     finally:
         AcceleratorState._reset_state(True)
     assert all(np.isfinite(losses(folder)))
     assert {tensor.dtype for key, tensor in weights(folder).items() if key.endswith("weight")} == {torch.float32}
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU has no such fault")
+def test_bfloat16_on_a_cpu_is_refused_where_its_gradient_is_uninitialised(tmp_path):
+    AcceleratorState._reset_state(True)
+    try:
+        with pytest.raises(UserError, match=r"train\.mixed_precision=bf16 on a CPU needs data\.image_size above 16"):
+            run(tiny(tmp_path / "run", "train.mixed_precision=bf16"))
+    finally:
+        AcceleratorState._reset_state(True)
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU has float16")

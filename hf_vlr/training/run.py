@@ -38,9 +38,7 @@ def run(recipe: Recipe, resume: bool = False) -> Path:
         mixed_precision=recipe.train.mixed_precision,
         kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
     )
-    if recipe.train.mixed_precision == "fp16" and accelerator.scaler is None:
-        # Accelerate would train in float32 without a word
-        raise UserError("train.mixed_precision=fp16 needs a GPU; use bf16 or no")
+    _check_precision(recipe, accelerator)
     set_seed(recipe.seed)
     data = load_run_data(recipe)
     context = Context(recipe, folder, accelerator, StateCache(recipe.data.cache_dir), resume)
@@ -52,3 +50,13 @@ def run(recipe: Recipe, resume: bool = False) -> Path:
         raise
     accelerator.wait_for_everyone()
     return folder
+
+
+def _check_precision(recipe: Recipe, accelerator: Accelerator) -> None:
+    precision, image_size = recipe.train.mixed_precision, recipe.data.image_size or 224
+    if precision == "fp16" and accelerator.scaler is None:
+        # Accelerate would train in float32 without a word
+        raise UserError("train.mixed_precision=fp16 needs a GPU; use bf16 or no")
+    if precision == "bf16" and accelerator.device.type == "cpu" and image_size <= 16:
+        # a strided bfloat16 convolution of a 1x1 map leaves weight gradients uninitialised (torch 2.11 to 2.15)
+        raise UserError("train.mixed_precision=bf16 on a CPU needs data.image_size above 16; use no, or larger images")
