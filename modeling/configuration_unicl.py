@@ -6,6 +6,8 @@ from typing import Any
 from transformers import CONFIG_MAPPING
 from transformers.configuration_utils import PreTrainedConfig, strict
 
+from .configuration_clip_resnet import CLIPResNetConfig
+
 TEXT_POOLINGS = ("pooler", "eot", "cls", "mean")
 VISION_POOLINGS = ("pooler", "cls", "mean")
 
@@ -21,6 +23,8 @@ def tower_config(config: Any, default_type: str) -> PreTrainedConfig:
     # where a tower once came from: often a path of the machine that trained, and of no use to whoever loads it
     config.pop("_name_or_path", None)
     model_type = config.get("model_type", default_type)
+    if model_type == CLIPResNetConfig.model_type:
+        return CLIPResNetConfig.from_dict(config)
     if model_type not in CONFIG_MAPPING:
         raise ValueError(f"tower model_type {model_type!r} is not known to the installed transformers")
     if model_type == "timm_wrapper":
@@ -35,7 +39,7 @@ class UniCLConfig(PreTrainedConfig):
 
     Args:
         text_config, vision_config: the towers' configurations (any `model_type` that `AutoModel` builds; CLIP's by
-            default, and `timm_wrapper` for timm's).
+            default, `timm_wrapper` for timm's, `clip_resnet` for CLIP's modified ResNet).
         projection_dim: width D of the shared space.
         logit_scale_init_value: initial *log* of the inverse temperature. 2.6592 = ln(1/0.07); the released UniCL
             models start at 1.0.

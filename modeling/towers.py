@@ -11,13 +11,18 @@ from torch import Tensor, nn
 from transformers import AutoModel
 from transformers.configuration_utils import PreTrainedConfig
 
+from .modeling_clip_resnet import CLIPResNetModel
+
+# towers that transformers lacks
+OWN_TOWERS = {"clip_resnet": CLIPResNetModel}
 # the most tokens a text tower is given when its config names no limit of positions
 DEFAULT_TEXT_LENGTH = 512
 
 
 def build_tower(config: PreTrainedConfig) -> nn.Module:
     """The encoder that `config` describes, with fresh weights (`from_pretrained` of the whole model loads them)."""
-    return AutoModel.from_config(config)
+    own = OWN_TOWERS.get(config.model_type)
+    return AutoModel.from_config(config) if own is None else own(config)
 
 
 def vision_width(tower: nn.Module) -> int:

@@ -25,8 +25,8 @@ from transformers import (
 from hf_vlr import UniCLConfig, UniCLModel, VLLTRConfig, VLLTRForImageClassification, VLLTRModel
 
 CODE = {
-    "configuration_unicl.py", "configuration_vlltr.py", "modeling_unicl.py", "modeling_vlltr.py",
-    "towers.py", "contrastive.py", "recognition.py",
+    "configuration_unicl.py", "configuration_vlltr.py", "configuration_clip_resnet.py",
+    "modeling_unicl.py", "modeling_vlltr.py", "modeling_clip_resnet.py", "towers.py", "contrastive.py", "recognition.py",
 }  # fmt: skip
 TOWERS = [
     ("clip", "clip"),
@@ -35,6 +35,7 @@ TOWERS = [
     ("focalnet", "bert"),
     ("resnet", "clip"),
     ("convnext", None),
+    ("clip_resnet", "clip"),
     ("timm_resnet18", "bert"),
     ("timm_resnet50_clip", "clip"),
     ("timm_mobilenetv3", None),

@@ -24,6 +24,16 @@ VISION_TOWERS: dict[str, tuple[int, dict]] = {
     "focalnet": (32, {"model_type": "focalnet", **_WINDOWS, "focal_levels": [1, 1], "focal_windows": [3, 3]}),
     "resnet": (24, {"model_type": "resnet", "embedding_size": 8, "hidden_sizes": [16, 24], "depths": [1, 1]}),
     "convnext": (24, {"model_type": "convnext", "num_stages": 2, "hidden_sizes": [16, 24], "depths": [1, 1]}),
+    "clip_resnet": (
+        128,
+        {
+            "model_type": "clip_resnet",
+            "layers": [1, 1, 1, 1],
+            "width": 4,
+            "num_attention_heads": 2,
+            "image_size": IMAGE_SIZE,
+        },
+    ),
     "timm_resnet18": (
         32,
         {

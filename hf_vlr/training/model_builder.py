@@ -25,7 +25,7 @@ from hf_vlr.training.tower_specs import UNLOADABLE, first_line, resolve_text, re
 logger = get_logger(__name__)
 DEFAULT_IMAGE_SIZE = 224
 # vision towers whose learned positions fit one image size
-FIXED_SIZE = ("clip_vision_model", "siglip_vision_model", "vit", "deit", "beit")
+FIXED_SIZE = ("clip_vision_model", "clip_resnet", "siglip_vision_model", "vit", "deit", "beit")
 MODELS: dict[str, tuple[type[UniCLConfig], type[UniCLModel]]] = {
     "unicl": (UniCLConfig, UniCLModel),
     "vlltr": (VLLTRConfig, VLLTRModel),
