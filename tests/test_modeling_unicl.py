@@ -316,6 +316,21 @@ def test_the_whole_model_compiles_into_one_graph(tiny, vision, text):
         assert relative(compiled(**inputs).logits_per_image, model(**inputs).logits_per_image) <= 1e-6
 
 
+@pytest.mark.slow
+def test_the_compiled_model_trains_alike(tiny):
+    model = tiny.model()
+    inputs = {**tiny.texts(3), "pixel_values": tiny.pixel_values(3), "labels": torch.tensor([0, 1, 0])}
+    found = []
+    for forward in (torch.compile(model), model):
+        loss = forward(**inputs, return_loss=True).loss
+        loss.backward()
+        gradients = torch.cat([parameter.grad.flatten() for parameter in model.parameters()])
+        model.zero_grad()
+        found.append((loss.detach(), gradients))
+    for compiled, plain in zip(*found):
+        assert relative(compiled, plain) <= 1e-5
+
+
 def test_attention_implementations_agree(tiny, tmp_path):
     tiny.model().save_pretrained(tmp_path)
     inputs = {**tiny.texts(), "pixel_values": tiny.pixel_values()}
