@@ -43,6 +43,8 @@ class UniCLConfig(PreTrainedConfig):
         projection_dim: width D of the shared space.
         logit_scale_init_value: initial *log* of the inverse temperature. 2.6592 = ln(1/0.07); the released UniCL
             models start at 1.0.
+        logit_bias_init_value: initial bias of the logits, as in SigLIP (-10); None: the model has none. The package's
+            losses do not see it, so its parameter is frozen (`requires_grad` is False) until the user says otherwise.
         text_pooling: `pooler` (what the tower itself offers; CLIP's is its end-of-text state), `eot` (the state at the
             first `eos_token_id`), `cls` (first token) or `mean` (over attended tokens).
         vision_pooling: `pooler`, `cls` (first token) or `mean` (over all positions).
@@ -57,6 +59,7 @@ class UniCLConfig(PreTrainedConfig):
     vision_config: dict | PreTrainedConfig | None = None
     projection_dim: int = 512
     logit_scale_init_value: int | float = 2.6592
+    logit_bias_init_value: int | float | None = None
     initializer_factor: int | float = 1.0
     initializer_range: int | float = 0.02
     text_pooling: str = "pooler"

@@ -27,7 +27,7 @@ class UniCLOutput(ModelOutput):
 
     Args:
         loss: scalar, only with `return_loss=True`.
-        logits_per_image: [N, U], τ · cosine. `logits_per_text` is its transpose.
+        logits_per_image: [N, U], τ · cosine (+ the bias of a model that has one). `logits_per_text` is its transpose.
         image_embeds, text_embeds: [N, D] and [U, D], L2-normalised.
     """
 
@@ -50,7 +50,7 @@ class UniCLPreTrainedModel(PreTrainedModel):
     _supports_flash_attn = True
     _supports_flex_attn = True
     _supports_attention_backend = True
-    _keep_in_fp32_modules_strict = ["logit_scale"]
+    _keep_in_fp32_modules_strict = ["logit_scale", "logit_bias"]
     # which class answers to which Auto class when the repository is loaded as remote code
     _auto_map: dict[str, str] = {}
 
@@ -58,7 +58,7 @@ class UniCLPreTrainedModel(PreTrainedModel):
     def _init_weights(self, module: nn.Module) -> None:
         """Fresh weights for what a checkpoint lacks; towers initialise themselves.
 
-        Projections are normal with standard deviation width^-½ (CLIP), the log scale is its configured value.
+        Projections are normal with standard deviation width^-½ (CLIP), log scale and bias are their configured values.
         """
         super()._init_weights(module)
         if isinstance(module, UniCLModel):
@@ -67,6 +67,8 @@ class UniCLPreTrainedModel(PreTrainedModel):
                 if projection is not None:
                     init.normal_(projection.weight, std=projection.in_features**-0.5 * factor)
             init.constant_(module.logit_scale, module.config.logit_scale_init_value)
+            if module.logit_bias is not None:
+                init.constant_(module.logit_bias, module.config.logit_bias_init_value)
 
     def _set_gradient_checkpointing(
         self, enable: bool = True, gradient_checkpointing_func: Callable = checkpoint, **options
@@ -93,6 +95,9 @@ class UniCLPreTrainedModel(PreTrainedModel):
         for tensor in (*model.parameters(), *model.buffers()):
             if tensor.device.type == "cpu" and tensor.data_ptr() % 64:
                 tensor.data = tensor.data.clone()
+        for module in model.modules():
+            if isinstance(module, UniCLModel) and module.logit_bias is not None:
+                module.logit_bias.requires_grad_(False)  # as it was built; loading makes every parameter anew
         return loaded
 
     def save_pretrained(self, save_directory, **kwargs) -> None:
@@ -106,9 +111,11 @@ class UniCLPreTrainedModel(PreTrainedModel):
 
 
 class UniCLModel(UniCLPreTrainedModel):
-    """Dual encoder u = normalize(W_v f(x)), v = normalize(W_t g(t)), logits τ u·v.
+    """Dual encoder u = normalize(W_v f(x)), v = normalize(W_t g(t)), logits τ u·v, or τ u·v + b (SigLIP's).
 
-    Attribute names are those of `CLIPModel`, so CLIP's Hub weights load unchanged.
+    Attribute names are those of `CLIPModel`, so CLIP's Hub weights load unchanged. The losses and the zero-shot
+    pipeline of transformers take a softmax over texts, to which b is nothing: the pipeline's scores for SigLIP's
+    weights sum to one, and are not SigLIP's own, sigmoid(τ u·v + b), which are for one text at a time.
     """
 
     _auto_class = "AutoModel"
@@ -127,8 +134,14 @@ class UniCLModel(UniCLPreTrainedModel):
         self.text_model = self.text_projection = None
         if config.has_text_model:
             self.text_model = build_tower(config.text_config)
-            self.text_projection = nn.Linear(text_width(self.text_model), config.projection_dim, bias=False)
+            self.text_projection = nn.Linear(
+                text_width(self.text_model, config.text_pooling), config.projection_dim, bias=False
+            )
         self.logit_scale = nn.Parameter(torch.tensor(float(config.logit_scale_init_value)))
+        self.logit_bias = None
+        if config.logit_bias_init_value is not None:
+            # no softmax over texts gives it a gradient, and a trained parameter without one stops distributed training
+            self.logit_bias = nn.Parameter(torch.tensor(float(config.logit_bias_init_value)), requires_grad=False)
         self.post_init()
 
     def get_image_features(self, pixel_values: Tensor, **kwargs) -> Tensor:
@@ -144,6 +157,8 @@ class UniCLModel(UniCLPreTrainedModel):
         **kwargs,
     ) -> Tensor:
         """Projected text features [U, D] of `input_ids` [U, L], **not** normalised; over-long texts are cut.
+
+        A SigLIP tower pads texts to its full length, as it was trained, and takes no notice of `attention_mask`.
 
         Raises `ValueError` for a checkpoint that has no text tower.
         """
@@ -182,6 +197,8 @@ class UniCLModel(UniCLPreTrainedModel):
             loss = image_text_label_loss(image_features, text_features, labels, scale, text_index=text_index)
         image_embeds, text_embeds = normalize(image_features, dim=-1), normalize(text_features, dim=-1)
         logits_per_image = scale.to(image_embeds.dtype) * image_embeds @ text_embeds.t()
+        if self.logit_bias is not None:
+            logits_per_image = logits_per_image + self.logit_bias.to(logits_per_image.dtype)
         return UniCLOutput(
             loss=loss,
             logits_per_image=logits_per_image,

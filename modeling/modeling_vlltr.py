@@ -236,7 +236,8 @@ class VLLTRForImageClassification(UniCLPreTrainedModel):
         Returns:
             A dictionary per image: `label`, `index`, `score` (fused probability) and `classes`, a list of dictionaries
             `label, index, score, visual_score, language_score, train_images, sentences`, each sentence with its
-            attention `weight`; language entries are None and sentences empty without anchors.
+            attention `weight`; language entries are None and sentences empty without anchors. Of a converted
+            checkpoint `train_images` is None where it was not told, and a sentence's `text` empty.
         """
         training = self.training
         self.eval()
@@ -246,6 +247,7 @@ class VLLTRForImageClassification(UniCLPreTrainedModel):
         fused = output.logits.float().softmax(-1)
         visual = output.visual_logits.float().softmax(-1)
         language = None if output.language_logits is None else output.language_logits.float().softmax(-1)
+        counted = bool(self.head.class_counts.any())
         best = fused.topk(min(top_k, fused.shape[1]), dim=-1).indices
         results = []
         for row, indices in enumerate(best.tolist()):
@@ -256,7 +258,7 @@ class VLLTRForImageClassification(UniCLPreTrainedModel):
                     "score": fused[row, index].item(),
                     "visual_score": visual[row, index].item(),
                     "language_score": None if language is None else language[row, index].item(),
-                    "train_images": int(self.head.class_counts[index]),
+                    "train_images": int(self.head.class_counts[index]) if counted else None,
                     "sentences": self._attended(output.anchor_attention, row, index, num_sentences),
                 }
                 for index in indices

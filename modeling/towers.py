@@ -7,7 +7,9 @@ Letters: `N` images or texts, `L` tokens, `H` height, `W` width, `K` tower width
 import inspect
 
 import torch
+import transformers
 from torch import Tensor, nn
+from torch.nn.functional import pad
 from transformers import AutoModel
 from transformers.configuration_utils import PreTrainedConfig
 
@@ -15,12 +17,22 @@ from .modeling_clip_resnet import CLIPResNetModel
 
 # towers that transformers lacks
 OWN_TOWERS = {"clip_resnet": CLIPResNetModel}
+# towers that transformers has and AutoModel does not know
+NAMED_TOWERS = {
+    "siglip_text_model": "SiglipTextModel",
+    "metaclip_2_text_model": "MetaClip2TextModel",
+    "metaclip_2_vision_model": "MetaClip2VisionModel",
+}
+# text towers trained on texts padded to all their positions, padding attended to
+FULL_LENGTH_TOWERS = ("siglip_text_model",)
 # the most tokens a text tower is given when its config names no limit of positions
 DEFAULT_TEXT_LENGTH = 512
 
 
 def build_tower(config: PreTrainedConfig) -> nn.Module:
     """The encoder that `config` describes, with fresh weights (`from_pretrained` of the whole model loads them)."""
+    if config.model_type in NAMED_TOWERS:
+        return getattr(transformers, NAMED_TOWERS[config.model_type])(config)
     own = OWN_TOWERS.get(config.model_type)
     return AutoModel.from_config(config) if own is None else own(config)
 
@@ -42,8 +54,10 @@ def vision_width(tower: nn.Module) -> int:
     raise ValueError(f"cannot tell the feature width of a {config.model_type!r} vision tower")
 
 
-def text_width(tower: nn.Module) -> int:
-    """K, the width of a text tower's states; raises `ValueError` for a tower that states none."""
+def text_width(tower: nn.Module, pooling: str = "pooler") -> int:
+    """K, the width of a text tower's pooled feature; raises `ValueError` for a tower that states none."""
+    if pooling == "pooler" and tower.config.model_type == "siglip_text_model":  # its pooler has a linear head
+        return tower.config.projection_size
     for name in ("hidden_size", "d_model", "dim"):
         if isinstance(getattr(tower.config, name, None), int):
             return getattr(tower.config, name)
@@ -83,12 +97,16 @@ def encode_text(
     """Pooled text feature [N, K] of `input_ids` [N, L]; over-long texts are cut to what the tower has positions for.
 
     A cut keeps the end-of-text token in the last place, because `eot` (and CLIP's `pooler`) reads the state there.
+    SigLIP's tower, whose `pooler` reads the last of all positions, gets texts padded to its full length and no mask.
     """
     limit = text_length(tower.config)
     if input_ids.shape[1] > limit:
         input_ids = cut_texts(input_ids, limit, end_token(input_ids, tower.config))
         attention_mask = None if attention_mask is None else attention_mask[:, :limit]
         token_type_ids = None if token_type_ids is None else token_type_ids[:, :limit]
+    if tower.config.model_type in FULL_LENGTH_TOWERS:
+        input_ids = pad(input_ids, (0, limit - input_ids.shape[1]), value=tower.config.pad_token_id)
+        attention_mask = None
     extra = {}
     if token_type_ids is not None and "token_type_ids" in inspect.signature(tower.forward).parameters:
         extra["token_type_ids"] = token_type_ids
