@@ -30,3 +30,25 @@ def tiny() -> ModuleType:
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+PARITY: list[tuple[str, str, float]] = []
+
+
+@pytest.fixture(scope="session")
+def parity() -> list[tuple[str, str, float]]:
+    """Where tests put (architecture, output, relative error); printed as a table when the run is over."""
+    return PARITY
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    if not PARITY:
+        return
+    terminalreporter.section("parity: relative error against the original, float32")
+    columns = list(dict.fromkeys(architecture for architecture, _, _ in PARITY))
+    errors = {(architecture, output): error for architecture, output, error in PARITY}
+    terminalreporter.write_line("| | " + " | ".join(columns) + " |")
+    terminalreporter.write_line("|---|" + "---:|" * len(columns))
+    for output in dict.fromkeys(output for _, output, _ in PARITY):
+        cells = (f"{errors[one, output]:.1e}" if (one, output) in errors else "" for one in columns)
+        terminalreporter.write_line(f"| {output} | " + " | ".join(cells) + " |")

@@ -26,7 +26,8 @@ from hf_vlr import UniCLConfig, UniCLModel, VLLTRConfig, VLLTRForImageClassifica
 
 CODE = {
     "configuration_unicl.py", "configuration_vlltr.py", "configuration_clip_resnet.py",
-    "modeling_unicl.py", "modeling_vlltr.py", "modeling_clip_resnet.py", "towers.py", "contrastive.py", "recognition.py",
+    "modeling_unicl.py", "modeling_vlltr.py", "modeling_clip_resnet.py", "towers.py",
+    "contrastive.py", "recognition.py",
 }  # fmt: skip
 TOWERS = [
     ("clip", "clip"),

@@ -15,6 +15,7 @@ COMMANDS = {
     "quickstart": ("hf_vlr.cli.quickstart", "The whole story on generated data: train, compare, predict."),
     "train": ("hf_vlr.cli.train", "Train what a recipe describes."),
     "eval": ("hf_vlr.cli.evaluate", "Measure a trained model, by shot groups."),
+    "convert": ("hf_vlr.cli.convert", "Turn another project's checkpoint into a model of this one."),
     "suite": ("hf_vlr.cli.suite", "Compare several runs over folds and seeds."),
     "predict": ("hf_vlr.cli.predict", "Name what images show, and the sentences that say so."),
     "data": ("hf_vlr.cli.data", "Build a dataset, or look at one."),

@@ -47,10 +47,12 @@ def _load(model: str) -> Any:
 def _show(image: str, prediction: dict[str, Any]) -> None:
     say(f"{image}: {prediction['label']}")
     for found in prediction["classes"]:
-        evidence = f"{found['train_images']} training images"
+        evidence = []
         if found["language_score"] is not None:
-            scores = f"visual {found['visual_score']:.1%}, language {found['language_score']:.1%}"
-            evidence = f"{scores}; {evidence}"
-        say(f"  {found['score']:6.1%}  {found['label']}  ({evidence})")
+            evidence.append(f"visual {found['visual_score']:.1%}, language {found['language_score']:.1%}")
+        if found["train_images"] is not None:
+            evidence.append(f"{found['train_images']} training images")
+        say(f"  {found['score']:6.1%}  {found['label']}" + (f"  ({'; '.join(evidence)})" if evidence else ""))
         for sentence in found["sentences"]:
-            say(f"          {sentence['weight']:.2f}  {sentence['text']}")
+            text = sentence["text"] or "(a sentence that the checkpoint does not keep)"
+            say(f"          {sentence['weight']:.2f}  {text}")

@@ -1,0 +1,274 @@
+"""One conversion from end to end: read, decide, move, check, write."""
+
+import json
+import shutil
+import tempfile
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+from transformers import AutoTokenizer, CLIPImageProcessor, CLIPProcessor, PreTrainedConfig, PreTrainedTokenizerBase
+
+from hf_vlr.convert.archive import read_archive
+from hf_vlr.convert.card import write_card
+from hf_vlr.convert.clip_tokenizer import clip_tokenizer
+from hf_vlr.convert.hub_clip import plan_hub_clip
+from hf_vlr.convert.keymap import Move, listed
+from hf_vlr.convert.open_clip import plan_open_clip
+from hf_vlr.convert.openai_clip import plan_openai_clip
+from hf_vlr.convert.plan import ImagePreset, Options, Plan
+from hf_vlr.convert.positions import leading_positions, position_name, resize_positions
+from hf_vlr.convert.unicl import plan_unicl
+from hf_vlr.convert.vl_ltr import plan_vl_ltr
+from hf_vlr.errors import UserError
+from hf_vlr.modeling.modeling_unicl import UniCLPreTrainedModel
+
+FORMATS = ("vl-ltr", "unicl", "openai-clip", "hf-clip", "open-clip")
+DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+NO_TOKENIZER = "none"
+MOVES_FILE = "conversion.json"
+
+
+@dataclass(frozen=True)
+class Conversion:
+    """What a conversion did.
+
+    folder: where the model lies. model: its class. moves: every foreign tensor and what it became. tensors: ours by
+    name, as written. interpolated: (name, positions before, after). dropped, made, notes: see `Plan`.
+    """
+
+    folder: Path
+    model: str
+    moves: tuple[Move, ...]
+    tensors: Mapping[str, Tensor]
+    interpolated: tuple[tuple[str, int, int], ...]
+    dropped: Mapping[str, str]
+    made: tuple[str, ...]
+    notes: tuple[str, ...]
+
+
+def convert(
+    format: str,
+    source: str | Path,
+    out: str | Path,
+    *,
+    tokenizer: str | None = None,
+    dtype: str = "float32",
+    progress: Callable[[str], None] = lambda step: None,
+    **options: Any,
+) -> Conversion:
+    """Turn a foreign checkpoint into a folder that `AutoModel.from_pretrained` reads.
+
+    Args:
+        format: `vl-ltr`, `unicl`, `openai-clip`, `hf-clip` or `open-clip`.
+        source: a file; for `hf-clip` and `open-clip` also a folder or a Hub id.
+        out: the folder to write; it must not exist or be empty. Nothing is left there on failure.
+        tokenizer: a Hub id, a folder, a vocabulary file, or `none`; by default the source's own, else CLIP's.
+        dtype: of the weights that are written; the log of the inverse temperature stays float32.
+        progress: is told each step as it begins.
+        options: see `Options`.
+
+    Raises `UserError` for a file that is not safe or not of this format, and for any tensor that is missing, left
+    over or of another shape, all of them by name: nothing is loaded in part.
+    """
+    folder = Path(out)
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise UserError(f"{folder} already exists; name a new folder")
+    if dtype not in DTYPES:
+        raise UserError(f"dtype {dtype} is none of {', '.join(DTYPES)}")
+    progress(f"reading {Path(source).name}")
+    choices = Options(**options)
+    plan = make_plan(format, str(source), choices)
+    progress("moving tensors")
+    state, moves = plan.keys.forward(plan.state)
+    image = fit_image_size(plan, choices.image_size)
+    interpolated = fit_positions(state, plan.config)
+    state |= plan.made
+    progress("building the model")
+    # first: a text tower that pads takes its padding from the tokenizer
+    processor = build_processor(plan, image, tokenizer)
+    model = build(plan, state, DTYPES[dtype])
+    progress(f"writing {folder}")
+    conversion = Conversion(
+        folder,
+        type(model).__name__,
+        tuple(moves),
+        model.state_dict(),
+        tuple(interpolated),
+        plan.dropped,
+        tuple(plan.made),
+        tuple(plan.notes),
+    )
+    write(conversion, model, processor, format, source)
+    return conversion
+
+
+def make_plan(format: str, source: str, options: Options) -> Plan:
+    """The plan for a source in a format; raises `UserError` for a format that is unknown."""
+    if format == "hf-clip":
+        return plan_hub_clip(source, options)
+    if format == "open-clip":
+        return plan_open_clip(source, options)
+    if format not in FORMATS:
+        raise UserError(f"unknown format {format}; there are {', '.join(FORMATS)}")
+    archive = read_archive(source)
+    weights = archive.weights()
+    if format == "vl-ltr":
+        return plan_vl_ltr(weights, archive.settings("args"), options)
+    if format == "unicl":
+        return plan_unicl(weights, archive.settings("config"), options)
+    return plan_openai_clip(weights, options)
+
+
+def fit_image_size(plan: Plan, size: int | None) -> ImagePreset:
+    """The images of the converted model; with another size the tower's configuration follows."""
+    if size is None or size == plan.image.size:
+        return plan.image
+    vision = plan.config.vision_config
+    if not hasattr(vision, "image_size"):
+        raise UserError(f"a {vision.model_type} tower keeps no image size: leave --image-size out")
+    unit = 32 if vision.model_type == "clip_resnet" else getattr(vision, "patch_size", 1)
+    if isinstance(unit, int) and size % unit:
+        raise UserError(f"--image-size {size} is no multiple of {unit}, the patch of this tower")
+    vision.image_size = size
+    resize = None if plan.image.resize is None else round(plan.image.resize * size / plan.image.size)
+    return ImagePreset(size, plan.image.mean, plan.image.std, resize, plan.image.squash, plan.image.resample)
+
+
+def fit_positions(state: dict[str, Tensor], config: PreTrainedConfig) -> list[tuple[str, int, int]]:
+    """Interpolate the vision tower's learned positions in `state` to its image size; returns what was changed."""
+    side = grid_side(config.vision_config)
+    name = next((name for name in state if position_name(name)), None)
+    if side is None or name is None:
+        return []
+    before, leading = state[name], leading_positions(config.vision_config)
+    state[name] = resize_positions(before, side, leading)
+    return [(name, len(before), len(state[name]))] if len(before) != len(state[name]) else []
+
+
+def grid_side(vision: PreTrainedConfig) -> int | None:
+    """Positions along a side of the image, for towers that have a learned one for each; else None."""
+    if vision.model_type == "clip_resnet":
+        return vision.image_size // 32
+    patch, size = getattr(vision, "patch_size", None), getattr(vision, "image_size", None)
+    return size // patch if isinstance(patch, int) and isinstance(size, int) else None
+
+
+def build(plan: Plan, state: Mapping[str, Tensor], dtype: torch.dtype) -> UniCLPreTrainedModel:
+    """The model with these weights; raises `UserError` for every tensor that is missing, left over or misshapen."""
+    exact = ("logit_scale", "logit_bias")  # the model keeps them in float32
+    state = {
+        name: tensor.to(torch.float32 if name.endswith(exact) else dtype) if tensor.is_floating_point() else tensor
+        for name, tensor in state.items()
+    }
+    with torch.device("meta"):
+        expected = {name: tensor.shape for name, tensor in plan.model_class(plan.config).state_dict().items()}
+    missing = [name for name in expected if name not in state]
+    extra = [name for name in state if name not in expected]
+    shapes = [
+        f"{name} {tuple(state[name].shape)} in place of {tuple(shape)}"
+        for name, shape in expected.items()
+        if name in state and state[name].shape != shape
+    ]
+    wrong = [("missing", missing), ("left over", extra), ("of another shape", shapes)]
+    if any(names for _, names in wrong):
+        found = "; ".join(f"{len(names)} {what}: {listed(names)}" for what, names in wrong if names)
+        raise UserError(f"the checkpoint does not fit a {plan.model_class.__name__}: {found}")
+    return plan.model_class.from_pretrained(None, config=plan.config, state_dict=state, dtype=dtype)
+
+
+def build_processor(plan: Plan, image: ImagePreset, tokenizer: str | None) -> CLIPProcessor | CLIPImageProcessor:
+    """The processor of the converted model: its image part alone where there is no text tower or no tokenizer."""
+    square = {"height": image.size, "width": image.size}
+    image_processor = CLIPImageProcessor(
+        size=square if image.squash else {"shortest_edge": image.resize or image.size},
+        crop_size=square,
+        image_mean=list(image.mean),
+        image_std=list(image.std),
+        resample=image.resample,
+    )
+    if not plan.config.has_text_model or tokenizer == NO_TOKENIZER:
+        return image_processor
+    found = load_tokenizer(tokenizer or plan.tokenizer, plan.cleaning)
+    check_tokenizer(found, plan.config.text_config)
+    return CLIPProcessor(image_processor=image_processor, tokenizer=found)
+
+
+def load_tokenizer(where: str | None, cleaning: str) -> PreTrainedTokenizerBase:
+    """CLIP's tokenizer from a vocabulary file or (None) an installed one; any tokenizer of a folder or a Hub id."""
+    if where is None or Path(where).is_file():
+        return clip_tokenizer(where, like=cleaning)
+    try:
+        return AutoTokenizer.from_pretrained(where)
+    except (OSError, ValueError) as error:
+        raise UserError(f"no tokenizer in {where}: {str(error).splitlines()[0]}") from error
+
+
+def check_tokenizer(tokenizer: PreTrainedTokenizerBase, config: PreTrainedConfig) -> None:
+    """Raise `UserError` for a tokenizer of another vocabulary than the text tower's."""
+    end = getattr(config, "eos_token_id", None)
+    if len(tokenizer) > config.vocab_size:
+        raise UserError(
+            f"the tokenizer has {len(tokenizer)} entries, the text tower {config.vocab_size}: give the right one with "
+            f"--tokenizer, or --tokenizer {NO_TOKENIZER}"
+        )
+    if config.model_type == "clip_text_model" and end != 2 and tokenizer.eos_token_id != end:
+        raise UserError(
+            f"the tokenizer ends a text with {tokenizer.eos_token_id}, the text tower reads it at {end}: give the "
+            f"right one with --tokenizer, or --tokenizer {NO_TOKENIZER}"
+        )
+    if config.model_type == "siglip_text_model":
+        config.pad_token_id = tokenizer.pad_token_id  # the tower pads texts itself
+    tokenizer.model_max_length = config.max_position_embeddings
+
+
+def write(
+    conversion: Conversion,
+    model: UniCLPreTrainedModel,
+    processor: CLIPProcessor | CLIPImageProcessor,
+    format: str,
+    source: str | Path,
+) -> None:
+    """Write the folder beside its place, read the weights back, and only then move it there."""
+    folder = conversion.folder
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    beginning = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+    try:
+        model.save_pretrained(beginning)
+        processor.save_pretrained(beginning)
+        check_written(beginning, conversion.tensors)
+        rows = [{"source": m.source, "targets": list(m.targets), "how": m.how} for m in conversion.moves]
+        record = {"format": format, "source": Path(source).name, "moves": rows, "dropped": dict(conversion.dropped)}
+        record |= {"made": list(conversion.made), "interpolated": [list(row) for row in conversion.interpolated]}
+        (beginning / MOVES_FILE).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+        write_card(beginning, conversion, format, source)
+        beginning.chmod(0o755)
+        if folder.is_dir():
+            folder.rmdir()
+        beginning.rename(folder)
+    except BaseException:
+        shutil.rmtree(beginning, ignore_errors=True)
+        raise
+
+
+def check_written(folder: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Raise `UserError` unless the files hold exactly these tensors, bit for bit."""
+    written: dict[str, Tensor] = {}
+    for file in folder.glob("*.safetensors"):
+        written |= load_file(file)
+    different = [name for name, tensor in tensors.items() if name not in written or not same(tensor, written[name])]
+    if different or len(written) != len(tensors):
+        raise UserError(f"writing failed: {listed(different)} came back otherwise; is the disk full?")
+
+
+def same(one: Tensor, other: Tensor) -> bool:
+    """Whether two tensors hold the same bits."""
+    return (
+        one.dtype == other.dtype
+        and one.shape == other.shape
+        and torch.equal(one.contiguous().flatten().view(torch.uint8), other.contiguous().flatten().view(torch.uint8))
+    )
