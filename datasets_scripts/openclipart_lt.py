@@ -27,8 +27,10 @@ from huggingface_hub import DatasetCardData
 from PIL import Image as Pillow
 from tqdm.auto import tqdm
 
+from hf_vlr.data.corpus import TextRow
 from hf_vlr.data.images import DECODING_ERRORS, to_rgb
 from hf_vlr.data.parquet import free_folder, write_dataset
+from hf_vlr.data.shots import shot_names
 from hf_vlr.errors import UserError
 
 TEXTS_FILE = "texts.jsonl"
@@ -63,9 +65,10 @@ def build(
 ) -> Path:
     """Make a Parquet dataset of `size`×`size` pictures in `out` and return its path.
 
-    Columns: `image`, `label` (ClassLabel), `class_name`, `text` (title, keywords and description, '' if
-    none), `file` (relative path), `group` (equal for copies of one drawing). One split, `train`: cut it by
-    `folds=`. Beside it `texts.jsonl` describes the classes in our own words.
+    Columns: `image`, `label` (ClassLabel), `class_name`, `shot` (many, medium or few drawings in the class),
+    `text` (title, keywords and description, '' if none), `file` (relative path), `group` (equal for copies of
+    one drawing). One split, `train`: cut it by `folds=`. The config `texts`, and `texts.jsonl` beside it,
+    describe the classes in our own words.
 
     min_images: classes with fewer drawings are left out. sample: about so many drawings of a few classes, at
     least eight each, for trying things out. max_pixels: larger drawings are left out and listed in the card;
@@ -87,6 +90,7 @@ def build(
             "image": Image(),
             "label": ClassLabel(names=names),
             "class_name": Value("string"),
+            "shot": Value("string"),
             "text": Value("string"),
             "file": Value("string"),
             "group": Value("int64"),
@@ -102,8 +106,12 @@ def build(
         task_categories=["image-classification", "zero-shot-image-classification"],
         tags=["long-tailed", "clip-art"],
     )
-    written = write_dataset({"train": rows}, features, out, card, partial(_card, report, size, min_images))
-    (written / TEXTS_FILE).write_text(class_texts(names), encoding="utf-8")
+    texts = class_texts(names)
+    described = [json.loads(line) for line in texts.splitlines()]
+    corpus = [TextRow(names.index(one["class_name"]), one["text"], one["source"], one["license"]) for one in described]
+    describe = partial(_card, report, size, min_images)
+    written = write_dataset({"train": rows}, features, out, card, describe, corpus)
+    (written / TEXTS_FILE).write_text(texts, encoding="utf-8")
     return written
 
 
@@ -148,6 +156,7 @@ def _rows(
     """The dataset's rows, class by class; fills `report` on the way."""
     jobs = [(name, drawing) for name in names for drawing in classes[name]]
     groups: dict[str, int] = {}
+    shots = dict(zip(names, shot_names([len(classes[name]) for name in names])))
     pool = ProcessPoolExecutor(num_proc)
     try:
         drawings = pool.map(read, [drawing for _, drawing in jobs], chunksize=4)
@@ -164,6 +173,7 @@ def _rows(
                 "image": {"bytes": drawing.png, "path": None},
                 "label": names.index(name),
                 "class_name": name,
+                "shot": shots[name],
                 "text": drawing.text,
                 "file": file,
                 "group": groups.setdefault(drawing.content, len(groups)),

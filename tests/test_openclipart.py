@@ -65,11 +65,15 @@ def tree(tmp_path: Path) -> Path:
 def test_the_dataset_reads_back_by_load_dataset(tree: Path, tmp_path: Path) -> None:
     out = build(tree, tmp_path / "out", size=16, num_proc=1)
     data = load_dataset(str(out))["train"]
-    assert data.column_names == ["image", "label", "class_name", "text", "file", "group"]
+    assert data.column_names == ["image", "label", "class_name", "shot", "text", "file", "group"]
     assert isinstance(data.features["label"], ClassLabel)
     assert data.features["label"].names == ["animals/birds", "food/fruit"]
     assert data["label"][:] == [0] * 8 + [1] * 8
     assert data["class_name"][8] == "food/fruit"
+    assert set(data["shot"]) == {"few"}
+    texts = load_dataset(str(out), "texts")["train"]
+    assert set(texts["label"]) == {0, 1}
+    assert set(texts["license"]) == {"CC0-1.0"}
     assert data[0]["image"].size == (16, 16)
     assert data["text"][0] == "A bird. animal, clip art. It sings."
     assert data["file"][6] == "animals/birds/sea/gulls/g0.png"
@@ -186,7 +190,7 @@ def test_failures_leave_nothing_behind(tree: Path, tmp_path: Path) -> None:
 def test_unknown_builders_and_options_are_named(tree: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="'openclipart', did you mean 'openclipart-lt'"):
         build_dataset("openclipart", tree, tmp_path / "out")
-    with pytest.raises(UserError, match="openclipart-lt has no option 'sizes'; there are: size, min_images"):
+    with pytest.raises(UserError, match="openclipart-lt has no option 'sizes', did you mean 'size'; there are"):
         build_dataset("openclipart-lt", tree, tmp_path / "out", sizes=3)
 
 

@@ -6,7 +6,7 @@ import pytest
 
 from hf_vlr.errors import UserError
 from hf_vlr.evaluation.metrics import evaluate_predictions
-from hf_vlr.evaluation.shots import SHOT_RULES, shot_groups, shot_names, shot_rule
+from hf_vlr.data.shots import SHOT_RULES, shot_groups, shot_names, shot_rule
 
 GOLDEN = Path(__file__).parent / "golden" / "vlltr_testvectors.json"
 

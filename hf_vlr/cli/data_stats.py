@@ -41,7 +41,7 @@ def command(spec: str, words: tuple[str, ...]) -> None:
 
 
 def _count(recipe: "Recipe", train: "ImageSource") -> list[tuple[str, str]]:
-    from hf_vlr.evaluation.shots import shot_groups
+    from hf_vlr.data.shots import shot_groups
     from hf_vlr.training.run_data import load_split
 
     counts = train.class_counts()

@@ -103,4 +103,5 @@ def identity_of(images: Sequence) -> str:
 
 def _first_line(error: Exception) -> str:
     text = str(error).splitlines()
-    return text[0] if text else type(error).__name__
+    # Pillow names the object it read from, by its address
+    return text[0].split(" <_io.")[0] if text else type(error).__name__

@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from hf_vlr.data.shots import ShotRule, shot_groups, shot_names, shot_rule
 from hf_vlr.errors import UserError
-from hf_vlr.evaluation.shots import ShotRule, shot_groups, shot_names, shot_rule
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]

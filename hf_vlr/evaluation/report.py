@@ -21,9 +21,9 @@ from rich.table import Table
 from rich.text import Text
 
 from hf_vlr import __version__
+from hf_vlr.data.shots import ShotRule, shot_rule
 from hf_vlr.errors import UserError
 from hf_vlr.evaluation.metrics import evaluate_predictions, write_per_class_csv, write_text
-from hf_vlr.evaluation.shots import ShotRule, shot_rule
 
 SCHEMA = 1
 METRICS_FILE = "metrics.json"

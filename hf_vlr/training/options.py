@@ -208,7 +208,7 @@ class Recipe:
             if len(values) not in (0, 3):
                 raise UserError(f"data.{key}={values} must be three numbers, one per channel")
         # Here and not at the top: the metrics need numpy, and listing the keys does not.
-        from hf_vlr.evaluation.shots import shot_rule
+        from hf_vlr.data.shots import shot_rule
 
         shot_rule(self.eval.rule)
 
