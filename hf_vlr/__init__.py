@@ -23,6 +23,7 @@ _EXPORTS = {
     "VLLTRModel": "modeling",
     "build_corpus": "data.corpus",
     "evaluate_checkpoint": "evaluate",
+    "load_dataset": "data.loading",
     "load_recipe": "training.recipe",
     "load_source": "data.source",
     "train_recipe": "training.run",

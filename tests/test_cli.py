@@ -46,7 +46,7 @@ def test_help_lists_every_command(hf_vlr):
         assert re.search(rf"^  {name} +{re.escape(line)}$", out, re.M)
 
 
-@pytest.mark.parametrize("command", [*COMMANDS, "data build", "data stats"])
+@pytest.mark.parametrize("command", [*COMMANDS, "data build", "data make-longtail", "data stats"])
 def test_every_command_has_help(hf_vlr, command):
     code, out, _ = hf_vlr(*command.split(), "--help")
     assert code == 0
@@ -209,3 +209,14 @@ def test_accelerate_launch_starts_the_same_command_line(recipe):
     done = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert done.returncode != 0
     assert "error: unknown key lr; did you mean optim.lr?\n" in done.stderr
+
+
+def test_data_stats_draws_the_tail(hf_vlr, tmp_path):
+    pytest.importorskip("matplotlib", reason="matplotlib is in the extra [eval]")
+    options = "data.options={classes: 8, unseen: 2, max_count: 8, imbalance: 2, size: 16, validation: 1, test: 1}"
+    code, out, err = hf_vlr("data", "stats", "shapes-lt", options, "--plot", str(tmp_path / "tail.png"))
+    assert code == 0, err
+    assert "imbalance factor  2" in out and "vocabulary" in out
+    assert Image.open(tmp_path / "tail.png").size == (1200, 600)
+    code, _, err = hf_vlr("data", "stats", "shapes-lt", options, "--plot", str(tmp_path / "none" / "tail.png"))
+    assert code == 2 and "cannot be written" in err

@@ -134,7 +134,7 @@ def test_override_recipe_copies_and_checks():
         ("optim.lr_scales.head=-1", "optim.lr_scales=-1.0 is out of range: it must be at least 0"),
         (
             "data.sampler=sqr",
-            "data.sampler=sqr is not one of instance, class-balanced, sqrt; did you mean sqrt?",
+            "data.sampler=sqr is not one of instance, class-balanced, sqrt, source-balanced; did you mean sqrt?",
         ),
         ("data.source=", "data.source is empty; "),
         ("data.folds=4", "data.folds=4 needs data.fold, the fold that is tested (0 … 3)"),

@@ -4,9 +4,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from hf_vlr.data.shots import SHOT_RULES, shot_groups, shot_names, shot_rule
 from hf_vlr.errors import UserError
 from hf_vlr.evaluation.metrics import evaluate_predictions
-from hf_vlr.data.shots import SHOT_RULES, shot_groups, shot_names, shot_rule
 
 GOLDEN = Path(__file__).parent / "golden" / "vlltr_testvectors.json"
 

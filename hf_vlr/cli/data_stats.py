@@ -1,5 +1,6 @@
 """`hf-vlr data stats`."""
 
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
@@ -16,11 +17,13 @@ if TYPE_CHECKING:
 @click.command()
 @click.argument("spec", metavar="SOURCE")
 @settings
-def command(spec: str, words: tuple[str, ...]) -> None:
+@click.option("--plot", metavar="FILE.png", help="Draw the training images per class.")
+def command(spec: str, words: tuple[str, ...], plot: str | None) -> None:
     """Count the splits, classes, shot groups and class texts of SOURCE, as training would see them.
 
     \b
     hf-vlr data stats imagefolder:photos data.texts=texts.jsonl
+    hf-vlr data stats data/imagenet-lt --plot imagenet-lt.png
     hf-vlr data stats shapes-lt data.options.classes=108
     """
     from hf_vlr.training.options import Recipe
@@ -33,11 +36,17 @@ def command(spec: str, words: tuple[str, ...]) -> None:
     train = load_split(recipe, "train")
     corpus = build_corpus(recipe.data.texts, train)
     bare = (corpus.coverage() == 0).sum()
-    say_table([*_count(recipe, train), ("class texts", f"{len(corpus)} sentences; {bare} classes have none")])
+    vocabulary = {word for text in (*corpus.texts, *filter(None, train.captions)) for word in text.lower().split()}
+    texts = f"{len(corpus)} sentences; {bare} classes have none"
+    say_table([*_count(recipe, train), ("class texts", texts), ("vocabulary", f"{len(vocabulary)} words")])
     counts = train.class_counts()
     for label in counts.argsort()[::-1][:3].tolist():
         sentence = (corpus.of(label) or ["no text"])[0]
         say(f"  {train.class_names[label]} ({counts[label]}): {sentence}")
+    if plot:
+        from hf_vlr.data.frequency_plot import plot_frequencies
+
+        say(f"written to {plot_frequencies(counts, plot, Path(spec).name, recipe.eval.rule)}")
 
 
 def _count(recipe: "Recipe", train: "ImageSource") -> list[tuple[str, str]]:
@@ -53,6 +62,8 @@ def _count(recipe: "Recipe", train: "ImageSource") -> list[tuple[str, str]]:
             rows.append((f"split {split}", f"none ({missing})"))
     sizes = f" of {counts.max()} … {counts.min()} training images" if len(counts) else ""
     rows.append(("classes", f"{train.num_classes}{sizes}"))
+    if len(counts) and counts.min() > 0:
+        rows.append(("imbalance factor", f"{counts.max() / counts.min():.4g}"))
     groups = shot_groups(counts, recipe.eval.rule).items()
     rows.append((f"groups ({recipe.eval.rule})", ", ".join(f"{mask.sum()} {name}" for name, mask in groups)))
     return rows

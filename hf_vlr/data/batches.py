@@ -115,6 +115,7 @@ class EpochBatches(Sampler[list[Key]]):
 
     batch_size: B, over all ranks, a multiple of `world_size`. drop_last drops an incomplete global batch;
     otherwise it is split as evenly as it goes, and dropped only where it has fewer rows than there are ranks.
+    parts: which of several mixed sources each row is of, for the strategy "source-balanced".
     `set_epoch(e, start_batch=k)` makes the next pass begin at batch k of epoch e, exactly as if k had been
     read.
     """
@@ -130,10 +131,12 @@ class EpochBatches(Sampler[list[Key]]):
         world_size: int = 1,
         num_samples: int | None = None,
         drop_last: bool = False,
+        parts: np.ndarray | None = None,
     ) -> None:
         if batch_size < 1 or batch_size % world_size:
             raise UserError(f"batch_size={batch_size} must be a multiple of the number of processes, {world_size}")
         self.labels, self.batch_size, self.strategy, self.seed = labels, batch_size, strategy, seed
+        self.parts = parts
         self.rank, self.world_size = rank, world_size
         self.num_samples = len(labels) if num_samples is None else num_samples
         rest = self.num_samples % batch_size
@@ -151,7 +154,7 @@ class EpochBatches(Sampler[list[Key]]):
         return self.batches_per_epoch - self.start_batch
 
     def __iter__(self) -> Iterator[list[Key]]:
-        order = epoch_order(self.labels, self.strategy, self.seed, self.epoch, self.num_samples).tolist()
+        order = epoch_order(self.labels, self.strategy, self.seed, self.epoch, self.num_samples, self.parts).tolist()
         for batch in range(self.start_batch, self.batches_per_epoch):
             first = batch * self.batch_size
             rows = min(self.batch_size, self.num_samples - first)

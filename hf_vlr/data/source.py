@@ -26,6 +26,7 @@ class ImageSource:
     captions: the row's own text, None or '' where it has none.
     class_names: C names by class index; they may repeat.
     groups: `[N]` or None; rows with equal values are copies of one picture and never straddle a split.
+    parts: int64 `[N]` or None; which of several mixed sources a row is of.
     """
 
     name: str
@@ -35,6 +36,7 @@ class ImageSource:
     captions: list[str | None]
     class_names: list[str]
     groups: np.ndarray | None = field(default=None)
+    parts: np.ndarray | None = field(default=None)
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -58,6 +60,7 @@ class ImageSource:
             captions=[self.captions[row] for row in rows],
             class_names=self.class_names,
             groups=None if self.groups is None else self.groups[rows],
+            parts=None if self.parts is None else self.parts[rows],
         )
 
     def fingerprint(self) -> str:

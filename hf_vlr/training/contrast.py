@@ -47,7 +47,8 @@ def fit_contrast(context: Context, data: RunData) -> None:
 
         def scores(source: ImageSource) -> dict[str, np.ndarray]:
             features = encode_source(context, model, source, evaluation)
-            return zero_shot(features, vectors, model.logit_scale.exp().item())
+            # a mixture may have taught further classes: those of the measured dataset come first
+            return zero_shot(features, vectors[: source.num_classes], model.logit_scale.exp().item())
 
         write_evaluation(context, data, scores, encoder.image_size, summary)
     data.corpus.save(context.folder / TEXTS_FILE)
@@ -110,6 +111,7 @@ def epoch_keys(context: Context, train: ImageSource) -> EpochBatches:
         world_size=processes,
         # one row has no variance for BatchNorm, and nothing to be contrasted with
         drop_last=len(train) % size < 2,
+        parts=train.parts,
     )
 
 

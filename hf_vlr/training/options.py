@@ -42,6 +42,10 @@ class DataOptions:
     options: dict[str, Any] = field(
         default_factory=dict, metadata=about("settings of the source itself, e.g. data.options.classes=108")
     )
+    mix: list[str] = field(
+        default_factory=list,
+        metadata=about("further training sources; pairs:SOURCE takes its texts as image-text pairs, without classes"),
+    )
     texts: str | None = option(
         None, "class texts: a JSONL, CSV or folder of .txt, captions, templates; a+b joins; null = automatic"
     )
@@ -54,7 +58,9 @@ class DataOptions:
     fold: int | None = option(None, "the fold that is tested, 0 … folds-1", low=0)
     validation_fraction: float = option(0.1, "part of each class held out to choose on", low=0.0, high=0.9)
     sampler: str = option(
-        "sqrt", "how often a class of n images is drawn", choices=("instance", "class-balanced", "sqrt")
+        "sqrt",
+        "how often a class of n images is drawn, or with data.mix a source",
+        choices=("instance", "class-balanced", "sqrt", "source-balanced"),
     )
     split_seed: int = option(0, "seed of generated data, folds and held-out parts; the run's own is `seed`", low=0)
     image_size: int | None = option(None, "side of the square the model sees; null = the model's, else 224", low=8)

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from transformers import CLIPImageProcessor
 
 from hf_vlr.data.corpus import ClassTextCorpus, build_corpus
+from hf_vlr.data.mixture import PAIRS, as_pairs, mix
 from hf_vlr.data.source import ImageSource, check_source, load_source
 from hf_vlr.data.transforms import build_eval_transform, build_train_transform
 from hf_vlr.errors import UserError
@@ -44,6 +45,8 @@ def load_run_data(recipe: Recipe) -> RunData:
     """All that training reads; raises `UserError` before any work for a class without images or without text."""
     train = load_split(recipe, "train")
     check_source(train)
+    if recipe.data.mix:
+        train = mixture(recipe, train)
     corpus = None
     if recipe.model.language:
         corpus = build_corpus(recipe.data.texts, train).weighted(recipe.data.text_sampling)
@@ -51,11 +54,22 @@ def load_run_data(recipe: Recipe) -> RunData:
     validation = load_split(recipe, "validation") if chooses_on_validation(recipe) else None
     measured = [labelled(load_split(recipe, split)) for split in recipe.eval.splits]
     for source in measured:
-        if source.class_names != train.class_names:
+        if source.class_names != train.class_names[: source.num_classes]:
             raise UserError(
                 f"eval.splits={source.split}: its classes are not the trained ones; measure it with `hf-vlr eval`"
             )
     return RunData(train, validation, corpus, measured)
+
+
+def mixture(recipe: Recipe, train: ImageSource) -> ImageSource:
+    """The training rows joined with those of `data.mix`; raises `UserError` for a recogniser, which has no pairs."""
+    if recipe.task == "recognition":
+        raise UserError("data.mix is for task=unicl and task=cvlp; train the recogniser on data.source alone")
+    others = []
+    for spec in recipe.data.mix:
+        source = load_source(spec.removeprefix(PAIRS), "train", seed=recipe.data.split_seed, validation_fraction=0.0)
+        others.append(as_pairs(source) if spec.startswith(PAIRS) else source)
+    return mix(train, others)
 
 
 def labelled(source: ImageSource) -> ImageSource:

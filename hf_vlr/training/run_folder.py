@@ -105,7 +105,8 @@ def write_evaluation(
     counts = data.train.class_counts()
     for number, source in enumerate(data.measured):
         folder = context.folder if number == 0 else context.folder / source.split
-        write_measurement(context.recipe, Measurement(source, scores(source), counts, image_size, training), folder)
+        known = counts[: source.num_classes]
+        write_measurement(context.recipe, Measurement(source, scores(source), known, image_size, training), folder)
 
 
 def write_measurement(recipe: Recipe, measured: Measurement, folder: Path | None) -> dict[str, Any]:

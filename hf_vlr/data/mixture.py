@@ -1,0 +1,82 @@
+"""Several sources as one training set in the image-text-label space (UniCL, §3)."""
+
+from collections.abc import Sequence
+
+import numpy as np
+from PIL import Image
+
+from hf_vlr.data.images import identity_of
+from hf_vlr.data.source import ImageSource
+from hf_vlr.data.templates import spoken_name
+from hf_vlr.errors import UserError
+
+PAIRS = "pairs:"
+
+
+class JoinedImages(Sequence):
+    """The pictures of several sequences, one after the other."""
+
+    def __init__(self, parts: Sequence[Sequence]) -> None:
+        self.parts = parts
+        self.starts = np.cumsum([0, *map(len, parts)])
+
+    def __len__(self) -> int:
+        return int(self.starts[-1])
+
+    def __getitem__(self, index: int) -> Image.Image:
+        part = int(np.searchsorted(self.starts, index, side="right")) - 1
+        return self.parts[part][index - int(self.starts[part])]
+
+    def identity(self) -> str:
+        return "+".join(identity_of(part) for part in self.parts)
+
+
+def as_pairs(source: ImageSource) -> ImageSource:
+    """The rows that have a caption as image-text pairs: label -1, no classes. `UserError` where no row has one."""
+    rows = np.array([row for row, caption in enumerate(source.captions) if caption], dtype=np.int64)
+    if not len(rows):
+        raise UserError(f"{PAIRS}{source.name}: no row has a text; name the column with data.options.text=COLUMN")
+    kept = source.subset(rows)
+    return ImageSource(
+        name=kept.name,
+        split=kept.split,
+        images=kept.images,
+        labels=np.full(len(rows), -1, dtype=np.int64),
+        captions=kept.captions,
+        class_names=[],
+        groups=kept.groups,
+    )
+
+
+def mix(first: ImageSource, others: Sequence[ImageSource]) -> ImageSource:
+    """All rows of all sources; `parts` [N] says which source a row is of.
+
+    The classes of `first` keep their indices. A class of another source is the same concept where it is called the
+    same (as words, whatever the case) as exactly one class so far; else it is a new one. Pairs stay pairs.
+    """
+    names = list(first.class_names)
+    labels = [first.labels]
+    for source in others:
+        index = [concept(name, names) for name in source.class_names]
+        for at, name in enumerate(source.class_names):
+            if index[at] is None:
+                index[at] = len(names)
+                names.append(name)
+        # the last entry answers for label -1
+        labels.append(np.array([*index, -1], dtype=np.int64)[source.labels])
+    sources = [first, *others]
+    return ImageSource(
+        name=first.name,
+        split=first.split,
+        images=JoinedImages([source.images for source in sources]),
+        labels=np.concatenate(labels),
+        captions=[caption for source in sources for caption in source.captions],
+        class_names=names,
+        parts=np.repeat(np.arange(len(sources)), [len(source) for source in sources]),
+    )
+
+
+def concept(name: str, names: Sequence[str]) -> int | None:
+    """The one class of `names` that is called like `name`, or None."""
+    found = [at for at, other in enumerate(names) if spoken_name(other).lower() == spoken_name(name).lower()]
+    return found[0] if len(found) == 1 else None
