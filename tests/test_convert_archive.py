@@ -13,9 +13,9 @@ from safetensors.torch import save_file
 from torch import nn
 
 from hf_vlr.convert.archive import attribute, read_archive
-from hf_vlr.convert.pickles import Placeholder
 from hf_vlr.convert.tensors import ForeignTensor
 from hf_vlr.errors import UserError
+from hf_vlr.pickles import Placeholder
 
 SPEC = importlib.util.spec_from_file_location("crafted", Path(__file__).with_name("crafted.py"))
 crafted = importlib.util.module_from_spec(SPEC)

@@ -18,8 +18,8 @@ import torch
 from safetensors.torch import save_file
 
 from hf_vlr.convert.archive import MAX_PICKLE_BYTES, read_archive
-from hf_vlr.convert.pickles import MAX_INSTRUCTIONS
 from hf_vlr.errors import UserError
+from hf_vlr.pickles import MAX_INSTRUCTIONS
 
 SPEC = importlib.util.spec_from_file_location("crafted", Path(__file__).with_name("crafted.py"))
 crafted = importlib.util.module_from_spec(SPEC)

@@ -6,7 +6,9 @@ from hf_vlr.cli.lazy import LazyGroup
 
 COMMANDS = {
     "build": ("hf_vlr.cli.data_build", "Make a Parquet dataset from downloaded files."),
+    "make-longtail": ("hf_vlr.cli.data_make_longtail", "Cut a labelled dataset to a long tail."),
     "stats": ("hf_vlr.cli.data_stats", "Count a source: images, classes, shot groups, texts."),
+    "texts": ("hf_vlr.cli.data_texts", "Show what texts the classes have, or collect them from Wikipedia."),
 }
 
 

@@ -18,9 +18,9 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 
-from hf_vlr.convert.pickles import BadPickle, Placeholder, shown, unpickle
 from hf_vlr.convert.tensors import Cache, ForeignTensor, TensorBuilder
 from hf_vlr.errors import UserError
+from hf_vlr.pickles import BadPickle, Placeholder, shown, unpickle
 
 WRAPPERS = ("model", "state_dict", "model_state_dict")
 MAX_PICKLE_BYTES = 64 * 2**20

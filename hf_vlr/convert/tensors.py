@@ -8,8 +8,8 @@ from typing import Any, NamedTuple
 
 import torch
 
-from hf_vlr.convert.pickles import BadPickle, Calls, Placeholder, shown
 from hf_vlr.errors import UserError
+from hf_vlr.pickles import BadPickle, Calls, Placeholder, shown
 
 MAX_DIMENSIONS = 64
 MAX_SIZE = 2**62

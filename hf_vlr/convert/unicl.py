@@ -13,7 +13,6 @@ from hf_vlr.convert.archive import attribute
 from hf_vlr.convert.clip_keys import text_rules
 from hf_vlr.convert.focalnet_keys import focalnet_rules, focalnet_settings
 from hf_vlr.convert.keymap import KeyMap, Rule, move
-from hf_vlr.convert.pickles import Placeholder
 from hf_vlr.convert.plan import BICUBIC, IMAGENET_MEAN, IMAGENET_STD, ImagePreset, Options, Plan
 from hf_vlr.convert.swin_keys import (
     Tower,
@@ -27,6 +26,7 @@ from hf_vlr.convert.swin_keys import (
 )
 from hf_vlr.errors import UserError
 from hf_vlr.modeling import UniCLConfig, UniCLModel
+from hf_vlr.pickles import Placeholder
 
 IMAGE_SIZE, HEAD_WIDTH = 224, 64
 TEXT_NORM_EPS, LOGIT_SCALE = 1e-12, 1.0

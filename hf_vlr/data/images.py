@@ -72,6 +72,25 @@ class DatasetImages(Sequence):
             return decode_image(value["path"], value["path"])
         return decode_image(value["bytes"], f"{where} ({value['path']})" if value["path"] else where)
 
+    def encoded(self, index: int) -> dict[str, bytes | str | None]:
+        """The image's file as it lies in the source: `bytes`, and its name without folders as `path`.
+
+        Raises `UserError` for a row without an image and for a file that is gone.
+        """
+        row = int(self._rows[index])
+        value = self._dataset[row][self._column]
+        if value is None or (value["bytes"] is None and value["path"] is None):
+            raise UserError(f"{self._name} row {row}: there is no image in this row; remove the row")
+        name = Path(value["path"]).name if value["path"] else None
+        if value["bytes"] is not None:
+            return {"bytes": value["bytes"], "path": name}
+        try:
+            return {"bytes": Path(value["path"]).read_bytes(), "path": name}
+        except OSError as error:
+            raise UserError(
+                f"{value['path']}: the image cannot be read ({error.strerror}); restore it or remove its row"
+            ) from error
+
     def identity(self) -> str:
         """A text that changes when the underlying files or the chosen rows do."""
         files = ["/".join(Path(file["filename"]).parts[-5:]) for file in self._dataset.cache_files]

@@ -140,7 +140,7 @@ class _Machine:
     def step(self, name: str, argument: Any) -> None:
         self.spend(1)
         if name not in self.steps:
-            raise BadPickle(f"uses the instruction {name}, which torch never writes")
+            raise BadPickle(f"uses the instruction {name}, which neither torch nor numpy writes")
         self.steps[name](argument)
 
     def spend(self, instructions: int) -> None:

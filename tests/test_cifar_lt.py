@@ -1,0 +1,105 @@
+"""CIFAR-LT from an archive in the real layout, through the registry, to a dataset that trains."""
+
+import io
+import json
+import pickle
+import tarfile
+from pathlib import Path
+
+import datasets
+import numpy as np
+import pytest
+
+from hf_vlr.data.cifar_layouts import LAYOUTS
+from hf_vlr.data.loading import load_dataset
+from hf_vlr.data.longtail import published_cifar_subset
+from hf_vlr.data.registry import build_dataset
+from hf_vlr.errors import UserError
+from hf_vlr.training.options import Recipe
+from hf_vlr.training.recipe import override_recipe
+from hf_vlr.training.run import run
+
+PYTHON10, _ = LAYOUTS["cifar10"]
+NAMES = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path, monkeypatch):
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+
+
+@pytest.fixture(scope="module")
+def archive(tmp_path_factory) -> Path:
+    """CIFAR-10's python archive with 20 training and 2 test images a class."""
+    folder = tmp_path_factory.mktemp("cifar")
+    rng = np.random.default_rng(0)
+    with tarfile.open(folder / PYTHON10.archive, "w:gz") as file:
+        for member in PYTHON10.files:
+            if member == PYTHON10.meta:
+                content = {PYTHON10.key: NAMES}
+            else:
+                count = 40 if member in PYTHON10.train else 20
+                labels = np.arange(count) % 10
+                pixels = rng.integers(0, 60, (count, 3072), dtype=np.uint8) + (labels * 19).astype(np.uint8)[:, None]
+                content = {"data": pixels, "labels": labels.tolist()}
+            data = pickle.dumps(content, protocol=2)
+            info = tarfile.TarInfo(f"{PYTHON10.folder}/{member}")
+            info.size = len(data)
+            file.addfile(info, io.BytesIO(data))
+    return folder
+
+
+def test_the_subset_is_the_published_one(archive, tmp_path):
+    options = {"variant": "cifar10", "imbalance_factor": 10}
+    out = build_dataset("cifar-lt", archive, tmp_path / "out", num_proc=1, **options)
+    whole = datasets.load_dataset(str(out))
+    kept = published_cifar_subset(np.arange(200) % 10, 10, "exp")
+    assert whole["train"]["file"][:] == [f"train/{row:05d}.png" for row in kept]
+    assert whole["train"]["label"][:] == (kept % 10).tolist()
+    assert np.bincount(whole["train"]["label"]).tolist() == [20, 15, 11, 9, 7, 5, 4, 3, 2, 2]
+    assert (whole["train"].features["label"].names, len(whole["test"])) == (NAMES, 20)
+    assert whole["train"][0]["image"].size == (32, 32)
+    assert set(whole["train"]["shot"]) == {"medium", "few"}
+    report = json.loads((out / "build_report.json").read_text())
+    assert report["told"]["total differs from the published one"] == [
+        "test 20 instead of 10,000", "train 78 instead of 20,431",
+    ]  # fmt: skip
+    card = (out / "README.md").read_text()
+    assert "imbalance factor 10" in card and "$" not in card
+    texts = load_dataset(str(out), "texts", split="train")
+    assert set(texts["label"]) == set(range(10))
+
+
+def test_by_name_it_is_built_once(archive, tmp_path):
+    options = {"data_dir": archive, "variant": "cifar10", "imbalance_factor": 10, "num_proc": 1}
+    rows = load_dataset("cifar-lt", split="train", cache_dir=tmp_path / "built", **options)
+    assert len(rows) == 78
+    (folder,) = (tmp_path / "built").iterdir()
+    written = (folder / "README.md").stat().st_mtime_ns
+    stream = load_dataset("cifar-lt", split="test", streaming=True, cache_dir=tmp_path / "built", **options)
+    assert next(iter(stream))["label"] == 0
+    assert (folder / "README.md").stat().st_mtime_ns == written
+    load_dataset("cifar-lt", "texts", cache_dir=tmp_path / "built", **{**options, "imbalance_factor": 2})
+    assert len(list((tmp_path / "built").iterdir())) == 2
+
+
+def test_it_trains_from_its_parquet(archive, tmp_path):
+    out = build_dataset("cifar-lt", archive, tmp_path / "out", variant="cifar10", imbalance_factor=2, num_proc=1)
+    recipe = override_recipe(
+        Recipe(task="cvlp"),
+        [
+            *(f"data.source={out}", "data.texts=templates", "data.image_size=32", "data.max_text_length=16"),
+            *("vision=scratch:resnet", "model.projection_dim=16", "model.num_anchors=4", "train.batch_size=8"),
+            *("train.steps=2", "train.log_every=1", f"output={tmp_path / 'run'}"),
+        ],
+    )
+    assert json.loads((run(recipe) / "metrics.json").read_text())["protocol"]["split"] == "test"
+
+
+def test_options_of_the_builder_and_of_the_core_are_one_list(archive, tmp_path):
+    with pytest.raises(UserError, match=r"has no option 'imbalance', did you mean 'imbalance_factor'; there are: vari"):
+        build_dataset("cifar-lt", archive, tmp_path / "out", imbalance=3)
+    with pytest.raises(UserError, match="cifar-lt needs --source-dir"):
+        build_dataset("cifar-lt", None, tmp_path / "out")
+    with pytest.raises(UserError, match="cifar-lt needs data_dir="):
+        load_dataset("cifar-lt")
