@@ -9,11 +9,14 @@ from pathlib import Path
 import datasets
 import numpy as np
 import pytest
+from PIL import Image
 
 from hf_vlr.data.cifar_layouts import LAYOUTS
+from hf_vlr.data.corpus import build_corpus
 from hf_vlr.data.loading import load_dataset
 from hf_vlr.data.longtail import published_cifar_subset
 from hf_vlr.data.registry import build_dataset
+from hf_vlr.data.source import load_source
 from hf_vlr.errors import UserError
 from hf_vlr.training.options import Recipe
 from hf_vlr.training.recipe import override_recipe
@@ -88,12 +91,23 @@ def test_it_trains_from_its_parquet(archive, tmp_path):
     recipe = override_recipe(
         Recipe(task="cvlp"),
         [
-            *(f"data.source={out}", "data.texts=templates", "data.image_size=32", "data.max_text_length=16"),
+            *(f"data.source={out}", "data.texts=own", "data.image_size=32", "data.max_text_length=16"),
             *("vision=scratch:resnet", "model.projection_dim=16", "model.num_anchors=4", "train.batch_size=8"),
             *("train.steps=2", "train.log_every=1", f"output={tmp_path / 'run'}"),
         ],
     )
-    assert json.loads((run(recipe) / "metrics.json").read_text())["protocol"]["split"] == "test"
+    folder = run(recipe)
+    assert json.loads((folder / "metrics.json").read_text())["protocol"]["split"] == "test"
+    spoken = [json.loads(line)["text"] for line in (folder / "texts.jsonl").read_text().splitlines()]
+    assert sorted(spoken) == sorted(load_dataset(str(out), "texts", split="train")["text"])
+
+
+def test_own_texts_are_asked_for_where_there_are_none(tmp_path):
+    for name in ("cat", "dog"):
+        (tmp_path / "photos" / "train" / name).mkdir(parents=True)
+        Image.new("RGB", (8, 8)).save(tmp_path / "photos" / "train" / name / "0.png")
+    with pytest.raises(UserError, match=r"imagefolder:.* has no class texts of its own; take 'own' out of data\.texts"):
+        build_corpus("own", load_source(f"imagefolder:{tmp_path / 'photos'}", "train"))
 
 
 def test_options_of_the_builder_and_of_the_core_are_one_list(archive, tmp_path):

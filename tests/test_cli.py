@@ -46,7 +46,7 @@ def test_help_lists_every_command(hf_vlr):
         assert re.search(rf"^  {name} +{re.escape(line)}$", out, re.M)
 
 
-@pytest.mark.parametrize("command", [*COMMANDS, "data build", "data make-longtail", "data stats"])
+@pytest.mark.parametrize("command", [*COMMANDS, "data build", "data make-longtail", "data stats", "data texts"])
 def test_every_command_has_help(hf_vlr, command):
     code, out, _ = hf_vlr(*command.split(), "--help")
     assert code == 0

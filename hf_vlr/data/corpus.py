@@ -7,25 +7,19 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from copy import copy
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
 from hf_vlr.data.shapes_text import shapes_sentences
 from hf_vlr.data.source import ImageSource
 from hf_vlr.data.templates import TEMPLATES, spoken_name
+from hf_vlr.data.texts.own import own_rows
+from hf_vlr.data.texts.parts import part_rows
+from hf_vlr.data.texts.row import TextRow
 from hf_vlr.errors import UserError
 
 TEXT_SAMPLING = ("uniform", "distinctive")
-
-
-class TextRow(NamedTuple):
-    """One sentence of class `label`, with where it comes from and under which licence."""
-
-    label: int
-    text: str
-    source: str = ""
-    license: str = ""
 
 
 class ClassTextCorpus:
@@ -185,8 +179,8 @@ def default_texts(source: ImageSource) -> str:
 def build_corpus(texts: str | Sequence[str] | None, source: ImageSource) -> ClassTextCorpus:
     """The corpus for a training source.
 
-    texts: `templates`, `captions`, `shapes` or a path, several joined by `+` (or a list); None for
-    `default_texts`.
+    texts: `templates`, `captions`, `shapes`, `own` (the dataset's config `texts`), a part that
+    `hf_vlr.data.texts.parts.part_rows` knows, or a path; several joined by `+` (or a list); None for `default_texts`.
     """
     texts = texts or default_texts(source)
     parts = [part.strip() for part in texts.split("+")] if isinstance(texts, str) else list(texts)
@@ -200,6 +194,11 @@ def _part(part: str, source: ImageSource) -> ClassTextCorpus:
         return ClassTextCorpus.from_captions(source)
     if part == "shapes":
         return ClassTextCorpus.from_shapes(source.class_names)
+    if part == "own":
+        return ClassTextCorpus(own_rows(source.name), source.num_classes)
+    rows = part_rows(part, source.class_names)
+    if rows is not None:
+        return ClassTextCorpus(rows, source.num_classes)
     return ClassTextCorpus.from_file(part, source.class_names)
 
 

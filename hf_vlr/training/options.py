@@ -47,7 +47,9 @@ class DataOptions:
         metadata=about("further training sources; pairs:SOURCE takes its texts as image-text pairs, without classes"),
     )
     texts: str | None = option(
-        None, "class texts: a JSONL, CSV or folder of .txt, captions, templates; a+b joins; null = automatic"
+        None,
+        "class texts, a+b joins: a JSONL, CSV or folder of .txt, captions, templates, clip-templates, own (the "
+        "dataset's), wiki:DIR, wordnet:LABELS, llm:FILE, taxonomy:FILE; null = automatic",
     )
     text_sampling: str = option(
         "uniform",

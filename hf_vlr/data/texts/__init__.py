@@ -1,0 +1,1 @@
+"""Where class texts come from: corpora, dictionaries, descriptions, taxonomies, templates and Wikipedia."""
