@@ -13,7 +13,7 @@ from PIL import Image
 
 from hf_vlr.data.cifar_layouts import LAYOUTS
 from hf_vlr.data.corpus import build_corpus
-from hf_vlr.data.loading import load_dataset
+from hf_vlr.data.loading import cache_key, load_dataset
 from hf_vlr.data.longtail import published_cifar_subset
 from hf_vlr.data.registry import build_dataset
 from hf_vlr.data.source import load_source
@@ -117,3 +117,21 @@ def test_options_of_the_builder_and_of_the_core_are_one_list(archive, tmp_path):
         build_dataset("cifar-lt", None, tmp_path / "out")
     with pytest.raises(UserError, match="cifar-lt needs data_dir="):
         load_dataset("cifar-lt")
+
+
+def test_a_changed_list_makes_another_cache(tmp_path):
+    before = cache_key("imagenet-lt", tmp_path, {})
+    assert before == cache_key("imagenet-lt", tmp_path, {})
+    assert before != cache_key("imagenet-lt", tmp_path, {"size": 64})
+    assert before != cache_key("places-lt", tmp_path, {})
+    (tmp_path / "lists").mkdir()
+    (tmp_path / "lists" / "train.txt").write_text("a 0\n")
+    listed = cache_key("imagenet-lt", tmp_path, {})
+    assert listed != before
+    (tmp_path / "lists" / "train.txt").write_text("a 0\nb 1\n")
+    assert cache_key("imagenet-lt", tmp_path, {}) != listed
+    names = tmp_path.parent / "names.csv"
+    names.write_text("x")
+    first = cache_key("imagenet-lt", tmp_path, {"name_source": str(names)})
+    names.write_text("xy")
+    assert cache_key("imagenet-lt", tmp_path, {"name_source": str(names)}) != first

@@ -53,16 +53,27 @@ def load_dataset(
 
 
 def cache_key(name: str, data_dir: Path, options: dict[str, Any]) -> str:
-    """16 hex digits that change with the options, the builder's own code, and the list files in `data_dir`.
+    """16 hex digits that change with the options, the building code, and the list files the dataset is made of.
 
-    Image files are looked at when the dataset is built, not here: a benchmark has hundreds of thousands.
+    List files are those in `data_dir` and in its folders, and those that options name. Image files are looked at when
+    the dataset is built, not here: a benchmark has hundreds of thousands.
     """
     digest = hashlib.blake2b(digest_size=8)
     digest.update(json.dumps([str(data_dir.resolve()), options], sort_keys=True, default=str).encode())
-    if name in BUILDERS:
-        digest.update(files("hf_vlr.datasets_scripts").joinpath(f"{BUILDERS[name]}.py").read_bytes())
-    for path in sorted(data_dir.glob("*")) if data_dir.is_dir() else [data_dir]:
-        if path.is_file() and path.suffix in LIST_SUFFIXES:
-            stat = path.stat()
-            digest.update(f"{path.name}/{stat.st_size}/{stat.st_mtime_ns}".encode())
+    for package, pattern in (("hf_vlr.datasets_scripts", BUILDERS.get(name, "")), ("hf_vlr.data", "")):
+        for file in sorted(files(package).iterdir(), key=lambda file: file.name):
+            if file.name.startswith(pattern) and file.name.endswith((".py", ".md")):
+                digest.update(file.read_bytes())
+    named = [Path(value) for value in options.values() if isinstance(value, str) and Path(value).exists()]
+    places = [data_dir, *named]
+    found = {path for place in places for path in ([place] if place.is_file() else list_files(place))}
+    for path in sorted(found):
+        stat = path.stat()
+        digest.update(f"{path.name}/{stat.st_size}/{stat.st_mtime_ns}".encode())
     return digest.hexdigest()
+
+
+def list_files(folder: Path) -> list[Path]:
+    """The list files in a folder and in the folders directly below it."""
+    found = [*folder.glob("*"), *folder.glob("*/*")]
+    return [path for path in found if path.suffix in LIST_SUFFIXES and path.is_file()]

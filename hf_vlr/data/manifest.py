@@ -17,12 +17,16 @@ SHOWN = 5
 
 
 class Entry(NamedTuple):
-    """One image: a file or its pixels (uint8 [H, W, 3]), its class, its own text, its path as the list has it."""
+    """One image: a file or its pixels (uint8 [H, W, 3]), its class, its own text, its path as the list has it.
+
+    fault: what the reader of the list found wrong with the line; such an entry is left out and reported under it.
+    """
 
     image: Path | np.ndarray
     label: int
     text: str = ""
     file: str = ""
+    fault: str = ""
 
 
 @dataclass(frozen=True)
@@ -54,7 +58,7 @@ class Manifest:
 
     def counts(self, split: str = "train") -> np.ndarray:
         """Images per class in a split, int64 [C]."""
-        labels = [entry.label for entry in self.splits.get(split, ())]
+        labels = [entry.label for entry in self.splits.get(split, ()) if entry.label >= 0]
         return np.bincount(np.asarray(labels, dtype=np.int64), minlength=len(self.class_names))
 
     def fingerprint(self) -> str:
@@ -106,7 +110,7 @@ def inspect(manifest: Manifest) -> tuple[Manifest, Findings]:
     """
     findings = Findings()
     for split, number in manifest.expected.items():
-        listed = len(manifest.splits.get(split, ()))
+        listed = sum(not entry.fault for entry in manifest.splits.get(split, ()))
         if listed != number:
             findings.tell("total differs from the published one", f"{split} {listed:,} instead of {number:,}")
     kept: dict[str, list[Entry]] = {}
@@ -135,6 +139,8 @@ def inspect(manifest: Manifest) -> tuple[Manifest, Findings]:
 
 def fault_of(entry: Entry, classes: int, seen: Mapping[str, str], split: str) -> str:
     """Why a row cannot be used, or ''."""
+    if entry.fault:
+        return entry.fault
     if not 0 <= entry.label < classes:
         return f"label outside 0 … {classes - 1}"
     if entry.file in seen:
