@@ -32,6 +32,22 @@ def tiny() -> ModuleType:
     return module
 
 
+@pytest.fixture
+def trained(tmp_path):
+    """Trains a tiny model for two steps on a built dataset, by its own texts; returns the run's folder."""
+    from hf_vlr.training.options import Recipe
+    from hf_vlr.training.recipe import override_recipe
+    from hf_vlr.training.run import run
+
+    def train(source: Path, *words: str) -> Path:
+        small = ["data.texts=own", "data.image_size=32", "data.max_text_length=16", "vision=scratch:resnet"]
+        small += ["model.projection_dim=16", "model.num_anchors=4", "train.batch_size=4", "train.steps=2"]
+        words = [f"data.source={source}", *small, f"output={tmp_path / 'run'}", *words]
+        return run(override_recipe(Recipe(task="cvlp"), words))
+
+    return train
+
+
 PARITY: list[tuple[str, str, float]] = []
 
 

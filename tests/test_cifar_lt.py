@@ -18,9 +18,6 @@ from hf_vlr.data.longtail import published_cifar_subset
 from hf_vlr.data.registry import build_dataset
 from hf_vlr.data.source import load_source
 from hf_vlr.errors import UserError
-from hf_vlr.training.options import Recipe
-from hf_vlr.training.recipe import override_recipe
-from hf_vlr.training.run import run
 
 PYTHON10, _ = LAYOUTS["cifar10"]
 NAMES = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
@@ -86,17 +83,9 @@ def test_by_name_it_is_built_once(archive, tmp_path):
     assert len(list((tmp_path / "built").iterdir())) == 2
 
 
-def test_it_trains_from_its_parquet(archive, tmp_path):
+def test_it_trains_from_its_parquet(archive, tmp_path, trained):
     out = build_dataset("cifar-lt", archive, tmp_path / "out", variant="cifar10", imbalance_factor=2, num_proc=1)
-    recipe = override_recipe(
-        Recipe(task="cvlp"),
-        [
-            *(f"data.source={out}", "data.texts=own", "data.image_size=32", "data.max_text_length=16"),
-            *("vision=scratch:resnet", "model.projection_dim=16", "model.num_anchors=4", "train.batch_size=8"),
-            *("train.steps=2", "train.log_every=1", f"output={tmp_path / 'run'}"),
-        ],
-    )
-    folder = run(recipe)
+    folder = trained(out)
     assert json.loads((folder / "metrics.json").read_text())["protocol"]["split"] == "test"
     spoken = [json.loads(line)["text"] for line in (folder / "texts.jsonl").read_text().splitlines()]
     assert sorted(spoken) == sorted(load_dataset(str(out), "texts", split="train")["text"])

@@ -216,3 +216,8 @@ def test_the_package_loads_it_by_name_and_notices_a_changed_list(source):
     (source / "own.jsonl").write_text('{"label": 2, "text": "It lifts."}\n')
     texts = load_dataset("imagenet-lt", "texts", texts=str(source / "own.jsonl"), **options)["train"]
     assert texts["text"][:] == ["It lifts."]
+
+
+def test_it_trains_from_its_parquet(source, tmp_path, trained):
+    out = build_dataset("imagenet-lt", source, tmp_path / "out", num_proc=1, texts="templates")
+    assert json.loads((trained(out) / "metrics.json").read_text())["protocol"]["split"] == "test"

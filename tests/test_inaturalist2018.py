@@ -186,3 +186,8 @@ def test_the_package_loads_it_by_name_and_notices_changed_annotations(source):
     found["images"], found["annotations"] = found["images"][1:], found["annotations"][:-1]
     save(source, "train2018.json", found)
     assert len(load_dataset("inaturalist2018", data_dir=source, split="train", num_proc=1)) == 7
+
+
+def test_it_trains_from_its_parquet(source, tmp_path, trained):
+    out = build_dataset("inaturalist2018", source, tmp_path / "out", num_proc=1, texts="templates")
+    assert json.loads((trained(out) / "metrics.json").read_text())["protocol"]["split"] == "test"

@@ -1,6 +1,7 @@
 """Several sources in one image-text-label space: whose class is whose, who is drawn how often, a whole run."""
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -8,6 +9,7 @@ import pytest
 from PIL import Image
 from transformers import AutoModel
 
+from hf_vlr.cli.main import main
 from hf_vlr.data.mixture import as_pairs, mix
 from hf_vlr.data.source import ImageSource
 from hf_vlr.errors import UserError
@@ -63,18 +65,16 @@ def test_a_balanced_draw_sees_every_source_equally_often():
 
 
 def photographs(folder: Path, classes: dict[str, int], captions: bool) -> str:
-    rows = []
-    for shade, (name, count) in enumerate(classes.items()):
-        for split in ("train", "test"):
+    for split in ("train", "test"):
+        lines = []
+        for shade, (name, count) in enumerate(classes.items()):
             for index in range(count):
                 file = folder / split / name / f"{index}.png"
                 file.parent.mkdir(parents=True, exist_ok=True)
                 Image.new("RGB", (16, 16), (60 * shade, 5 * index, 100)).save(file)
-                rows.append({"file_name": f"{name}/{index}.png", "text": f"a small {name} number {index}"})
-    if captions:
-        for split in ("train", "test"):
-            lines = "".join(f"{json.dumps(row)}\n" for row in rows[: len(rows) // 2])
-            (folder / split / "metadata.jsonl").write_text(lines)
+                lines.append(json.dumps({"file_name": f"{name}/{index}.png", "text": f"a small {name} number {index}"}))
+        if captions:
+            (folder / split / "metadata.jsonl").write_text("\n".join(lines))
     return f"imagefolder:{folder}"
 
 
@@ -113,3 +113,18 @@ def test_what_a_mixture_reads(tmp_path):
 def test_a_recogniser_takes_no_mixture(tmp_path):
     with pytest.raises(UserError, match=r"data\.mix is for task=unicl and task=cvlp"):
         load_run_data(recipe(tmp_path, "task=recognition"))
+
+
+def test_the_table_of_a_mixture(tmp_path, capsys):
+    words = [photographs(tmp_path / "first", {"owl": 6, "fox": 4}, False)]
+    second = photographs(tmp_path / "second", {"fox": 3, "lynx": 3}, False)
+    third = photographs(tmp_path / "third", {"elk": 2, "hare": 2}, True)
+    with pytest.raises(SystemExit) as caught:
+        main(["data", "stats", *words, f"data.mix=[{second},pairs:{third}]", "data.texts=templates"])
+    out = capsys.readouterr().out
+    assert caught.value.code == 0, out
+    rows = [re.split(r"  +", line) for line in out.splitlines()]
+    assert ["source", "images", "pairs", "concepts", "vocabulary", "images per concept"] in rows
+    assert [second, "6", "0", "2", "2", "3.0 (3 … 3)"] in rows
+    assert [f"pairs:{third}", "4", "4", "0", "7", "-"] in rows
+    assert ["all", "18", "4", "3", "10", "4.7 (3 … 6)"] in rows

@@ -219,3 +219,9 @@ def test_every_class_is_described_in_our_own_words():
     described = Counter(row["class_name"] for row in rows)
     assert len(described) == 53 and min(described.values()) >= 3
     assert {row["license"] for row in rows} == {"CC0-1.0"}
+
+
+def test_it_trains_from_its_parquet(tree: Path, tmp_path: Path, trained) -> None:
+    out = build(tree, tmp_path / "out", size=32, num_proc=1)
+    run = trained(out, "data.folds=3", "data.fold=0")
+    assert json.loads((run / "metrics.json").read_text())["protocol"]["split"] == "test (fold 0 of 3)"

@@ -182,3 +182,12 @@ def test_the_package_loads_it_by_name_and_notices_a_changed_list(tmp_path):
 def test_the_lists_are_asked_for(tmp_path):
     with pytest.raises(UserError, match=r"Places_LT_train\.txt is not here; .*zhmiao/OpenLongTail"):
         manifest(tmp_path)
+
+
+def test_it_trains_from_its_parquet(tmp_path, trained):
+    source = tmp_path / "places"
+    source.mkdir()
+    write_lists(source, easy)
+    write_images(source, easy)
+    out = build_dataset("places-lt", source, tmp_path / "out", num_proc=1, texts="templates")
+    assert json.loads((trained(out) / "metrics.json").read_text())["protocol"]["split"] == "test"

@@ -65,11 +65,16 @@ def mixture(recipe: Recipe, train: ImageSource) -> ImageSource:
     """The training rows joined with those of `data.mix`; raises `UserError` for a recogniser, which has no pairs."""
     if recipe.task == "recognition":
         raise UserError("data.mix is for task=unicl and task=cvlp; train the recogniser on data.source alone")
+    return mix(train, mixed_sources(recipe))
+
+
+def mixed_sources(recipe: Recipe) -> list[ImageSource]:
+    """The training rows of each source of `data.mix`."""
     others = []
     for spec in recipe.data.mix:
         source = load_source(spec.removeprefix(PAIRS), "train", seed=recipe.data.split_seed, validation_fraction=0.0)
         others.append(as_pairs(source) if spec.startswith(PAIRS) else source)
-    return mix(train, others)
+    return others
 
 
 def labelled(source: ImageSource) -> ImageSource:
