@@ -78,6 +78,12 @@ class UniCLPreTrainedModel(PreTrainedModel):
         if not any(switched):
             raise ValueError("neither tower of this model supports gradient checkpointing")
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype of the weights. What is always float32 does not count, though it may come first."""
+        exact = tuple(self._keep_in_fp32_modules_strict)
+        return next(one.dtype for name, one in self.named_parameters() if not name.endswith(exact))
+
     def towers(self) -> list[nn.Module]:
         """The vision tower, and the text tower where there is one."""
         encoder = self if isinstance(self, UniCLModel) else self.base_model

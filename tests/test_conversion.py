@@ -20,8 +20,14 @@ from transformers import (
 
 from hf_vlr.cli.main import main
 from hf_vlr.convert import convert, restore
+from hf_vlr.convert.archive import read_archive
 from hf_vlr.errors import UserError
 from hf_vlr.modeling import UniCLModel, VLLTRForImageClassification, VLLTRModel
+from hf_vlr.training.model_builder import load_dual_encoder
+from hf_vlr.training.options import DataOptions, Recipe
+from hf_vlr.training.recipe import override_recipe
+from hf_vlr.training.run import run
+from hf_vlr.training.run_data import transforms
 
 GOLDEN = Path(__file__).with_name("golden")
 FILES = {path.stem: "unicl" if path.stem.startswith("unicl") else "vl-ltr" for path in sorted(GOLDEN.glob("*.pth"))}
@@ -169,6 +175,10 @@ def test_weights_of_another_precision(tmp_path, dtype):
     assert tensors["vlltr.logit_scale"].dtype == torch.float32
     assert torch.equal(tensors["vlltr.logit_scale"], whole["vlltr.logit_scale"])
     assert torch.equal(tensors["head.query.weight"], whole["head.query.weight"].to(getattr(torch, dtype)))
+    model = AutoModelForImageClassification.from_pretrained(tmp_path / "out")
+    assert model.dtype == model.head.query.weight.dtype == getattr(torch, dtype)
+    assert model.vlltr.logit_scale.dtype == torch.float32
+    assert model.predict(torch.zeros(1, 3, 32, 32))[0]["score"] > 0
 
 
 @pytest.mark.parametrize(
@@ -194,6 +204,85 @@ def test_what_fails_says_so_in_one_line_and_leaves_nothing(hf_vlr, clip_file, tm
     complaint = [line for line in err.splitlines() if not line.endswith("…")]
     assert len(complaint) == 1 and complaint[0].startswith("error: ") and message in complaint[0]
     assert list((tmp_path / "work").iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("format", "source", "options", "message"),
+    [
+        (
+            "vl-ltr",
+            "vlltr_cvlp_vit_tiny",
+            {"labels": "nowhere"},
+            "--labels is for stage 2, and this checkpoint is of st",
+        ),
+        (
+            "vl-ltr",
+            "vlltr_lgr_vit_tiny",
+            {"model_type": "unicl"},
+            "--model-type means nothing for vl-ltr; it is for open",
+        ),
+        (
+            "vl-ltr",
+            "vlltr_lgr_vit_tiny",
+            {"tokenizer": "nowhere"},
+            "--tokenizer is for a text tower, and this checkpoin",
+        ),
+        ("unicl", "unicl_swin_tiny", {"vision_heads": 2}, "--vision-heads means nothing for unicl"),
+        (
+            "hf-clip",
+            "unicl_swin_tiny",
+            {"fusion_weight": 0.5},
+            "--fusion-weight means nothing for hf-clip; it is for v",
+        ),
+        (
+            "vl-ltr",
+            "vlltr_lgr_vit_tiny",
+            {"image_size": 100_000},
+            "--image-size must lie between 1 and 2048, not 100000",
+        ),
+        ("vl-ltr", "vlltr_lgr_vit_tiny", {"image_size": -32}, "--image-size must lie between 1 and 2048, not -32"),
+    ],
+)
+def test_an_option_without_a_meaning_is_refused(tmp_path, format, source, options, message):
+    with pytest.raises(UserError, match=re.escape(message)):
+        convert(format, GOLDEN / f"{source}.pth", tmp_path / "out", **{"tokenizer": None, **options})
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_numbers_of_another_kind_are_not_cast(tmp_path):
+    state = read_archive(STAGE_2).weights()
+    for name, dtype in (("visual.conv1.weight", torch.int64), ("logit_scale", torch.complex64)):
+        torch.save({"model": {**state, name: state[name].to(dtype)}}, tmp_path / "file.pth")
+        with pytest.raises(UserError, match=rf"1 of another kind: vlltr\..* {str(dtype).removeprefix('torch.')}"):
+            convert("vl-ltr", tmp_path / "file.pth", tmp_path / "out")
+
+
+def test_code_beside_a_tokenizer_is_neither_run_nor_offered(clip_file, tmp_path, monkeypatch):
+    folder = tmp_path / "tokenizer"
+    folder.mkdir()
+    (folder / "evil.py").write_text(f"open({str(tmp_path / 'marker')!r}, 'w')\n")
+    (folder / "config.json").write_text('{"model_type": "evil", "auto_map": {"AutoConfig": "evil.Config"}}')
+    auto_map = {"AutoTokenizer": ["evil.Tokenizer", None]}
+    (folder / "tokenizer_config.json").write_text(json.dumps({"auto_map": auto_map, "tokenizer_class": "Evil"}))
+
+    def asked(*_):
+        raise AssertionError("the user was asked whether to run it")
+
+    monkeypatch.setattr("builtins.input", asked)
+    with pytest.raises(UserError, match="no tokenizer in"):
+        convert("openai-clip", clip_file[0], tmp_path / "out", tokenizer=str(folder), text_heads=2, vision_heads=2)
+    assert not (tmp_path / "marker").exists()
+
+
+def test_a_folder_that_cannot_be_is_refused_before_any_work(tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("mine")
+    (tmp_path / "link").symlink_to(tmp_path / "nowhere")
+    for out in (tmp_path / "file" / "out", tmp_path / "link"):
+        with pytest.raises(UserError, match=r"cannot be written|already exists"):
+            convert("vl-ltr", tmp_path / "no-such-file", out)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert convert("vl-ltr", STAGE_2, "~/out").folder == tmp_path / "out"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "link", "out"]
 
 
 def test_an_occupied_folder_is_left_alone(hf_vlr, tmp_path):
@@ -271,3 +360,12 @@ def test_siglip_pads_as_the_tokenizer_it_is_given(tiny, tmp_path):
         ours = model(**inputs).logits_per_image
         theirs = original(padded["input_ids"], inputs["pixel_values"]).logits_per_image
     assert ((ours - theirs).norm() / theirs.norm()).item() <= 1e-5
+    # a picture is squashed to the square, by training as by the processor
+    encoder = load_dual_encoder(str(tmp_path / "out"), "unicl")
+    evaluation, _ = transforms(DataOptions(), encoder.image_processor)
+    seen, shown = evaluation(tiny.picture()), inputs["pixel_values"][0]
+    assert (seen - shown).abs().max() <= 2 / 127.5  # two grey levels: two resizing libraries
+    small = "data.options={classes: 4, unseen: 1, max_count: 4, imbalance: 2, size: 16, validation: 1, test: 1}"
+    words = [small, f"model.init={tmp_path / 'out'}", "data.max_text_length=16", "train.batch_size=4", "train.steps=1"]
+    folder = run(override_recipe(Recipe(task="unicl"), [*words, f"output={tmp_path / 'run'}"]))
+    assert AutoModel.from_pretrained(folder).logit_bias is not None

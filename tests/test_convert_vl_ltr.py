@@ -234,5 +234,5 @@ def test_stage_1_brings_the_text_tower_of_stage_2(tmp_path):
     assert torch.equal(both.get_text_features(golden["input_ids"]), one.get_text_features(golden["input_ids"]))
     restored = restore(VLLTRForImageClassification.from_pretrained(tmp_path / "out"), "vl-ltr")
     assert all(torch.equal(restored[name], tensor) for name, tensor in read_archive(second).weights().items())
-    with pytest.raises(UserError, match=r"is no stage 1 of this model: it has no text projection to 32"):
-        convert("vl-ltr", second, tmp_path / "other", stage1=str(second))
+    with pytest.raises(UserError, match=r"is not the stage 1 of this model: its vision tower is another"):
+        convert("vl-ltr", second, tmp_path / "other", stage1=str(GOLDEN / "vlltr_cvlp_rn_tiny.pth"))

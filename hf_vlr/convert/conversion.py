@@ -1,26 +1,22 @@
 """One conversion from end to end: read, decide, move, check, write."""
 
-import json
-import shutil
-import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file
 from torch import Tensor
 from transformers import AutoTokenizer, CLIPImageProcessor, CLIPProcessor, PreTrainedConfig, PreTrainedTokenizerBase
 
 from hf_vlr.convert.archive import read_archive
-from hf_vlr.convert.card import write_card
 from hf_vlr.convert.clip_tokenizer import clip_tokenizer
 from hf_vlr.convert.hub_clip import plan_hub_clip
 from hf_vlr.convert.keymap import Move, listed
 from hf_vlr.convert.open_clip import plan_open_clip
 from hf_vlr.convert.openai_clip import plan_openai_clip
-from hf_vlr.convert.plan import ImagePreset, Options, Plan
+from hf_vlr.convert.output import free_folder, write
+from hf_vlr.convert.plan import RECOGNISER_OPTIONS, ImagePreset, Options, Plan, as_flag
 from hf_vlr.convert.positions import leading_positions, position_name, resize_positions
 from hf_vlr.convert.unicl import plan_unicl
 from hf_vlr.convert.vl_ltr import plan_vl_ltr
@@ -30,7 +26,16 @@ from hf_vlr.modeling.modeling_unicl import UniCLPreTrainedModel
 FORMATS = ("vl-ltr", "unicl", "openai-clip", "hf-clip", "open-clip")
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 NO_TOKENIZER = "none"
-MOVES_FILE = "conversion.json"
+# 2048 pixels in patches of 14 are 21,000 positions, more than any published tower has
+MAX_IMAGE_SIZE = 2048
+# which formats an option means something for; the rest of `Options` is for every one
+APPLIES = {
+    "text_heads": ("vl-ltr", "unicl", "openai-clip", "open-clip"),
+    "vision_heads": ("vl-ltr", "openai-clip", "open-clip"),
+    "model_type": ("openai-clip", "hf-clip", "open-clip"),
+    "architecture": ("open-clip",),
+    **dict.fromkeys(RECOGNISER_OPTIONS, ("vl-ltr",)),
+}
 
 
 @dataclass(frozen=True)
@@ -75,9 +80,7 @@ def convert(
     Raises `UserError` for a file that is not safe or not of this format, and for any tensor that is missing, left
     over or of another shape, all of them by name: nothing is loaded in part.
     """
-    folder = Path(out)
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise UserError(f"{folder} already exists; name a new folder")
+    folder = free_folder(out)
     if dtype not in DTYPES:
         raise UserError(f"dtype {dtype} is none of {', '.join(DTYPES)}")
     progress(f"reading {Path(source).name}")
@@ -108,13 +111,16 @@ def convert(
 
 
 def make_plan(format: str, source: str, options: Options) -> Plan:
-    """The plan for a source in a format; raises `UserError` for a format that is unknown."""
+    """The plan for a source in a format; raises `UserError` for an unknown format or an option it has no use for."""
+    if format not in FORMATS:
+        raise UserError(f"unknown format {format}; there are {', '.join(FORMATS)}")
+    for option, formats in APPLIES.items():
+        if getattr(options, option) is not None and format not in formats:
+            raise UserError(f"{as_flag(option)} means nothing for {format}; it is for {', '.join(formats)}")
     if format == "hf-clip":
         return plan_hub_clip(source, options)
     if format == "open-clip":
         return plan_open_clip(source, options)
-    if format not in FORMATS:
-        raise UserError(f"unknown format {format}; there are {', '.join(FORMATS)}")
     archive = read_archive(source)
     weights = archive.weights()
     if format == "vl-ltr":
@@ -128,6 +134,8 @@ def fit_image_size(plan: Plan, size: int | None) -> ImagePreset:
     """The images of the converted model; with another size the tower's configuration follows."""
     if size is None or size == plan.image.size:
         return plan.image
+    if not 1 <= size <= MAX_IMAGE_SIZE:
+        raise UserError(f"--image-size must lie between 1 and {MAX_IMAGE_SIZE}, not {size}")
     vision = plan.config.vision_config
     if not hasattr(vision, "image_size"):
         raise UserError(f"a {vision.model_type} tower keeps no image size: leave --image-size out")
@@ -166,15 +174,20 @@ def build(plan: Plan, state: Mapping[str, Tensor], dtype: torch.dtype) -> UniCLP
         for name, tensor in state.items()
     }
     with torch.device("meta"):
-        expected = {name: tensor.shape for name, tensor in plan.model_class(plan.config).state_dict().items()}
+        expected = plan.model_class(plan.config).state_dict()
     missing = [name for name in expected if name not in state]
     extra = [name for name in state if name not in expected]
     shapes = [
-        f"{name} {tuple(state[name].shape)} in place of {tuple(shape)}"
-        for name, shape in expected.items()
-        if name in state and state[name].shape != shape
+        f"{name} {tuple(state[name].shape)} in place of {tuple(like.shape)}"
+        for name, like in expected.items()
+        if name in state and state[name].shape != like.shape
     ]
-    wrong = [("missing", missing), ("left over", extra), ("of another shape", shapes)]
+    kinds = [
+        f"{name} {str(state[name].dtype).removeprefix('torch.')}"
+        for name, like in expected.items()
+        if name in state and not same_kind(state[name], like)
+    ]
+    wrong = [("missing", missing), ("left over", extra), ("of another shape", shapes), ("of another kind", kinds)]
     if any(names for _, names in wrong):
         found = "; ".join(f"{len(names)} {what}: {listed(names)}" for what, names in wrong if names)
         raise UserError(f"the checkpoint does not fit a {plan.model_class.__name__}: {found}")
@@ -191,6 +204,8 @@ def build_processor(plan: Plan, image: ImagePreset, tokenizer: str | None) -> CL
         image_std=list(image.std),
         resample=image.resample,
     )
+    if not plan.config.has_text_model and tokenizer not in (None, NO_TOKENIZER):
+        raise UserError("--tokenizer is for a text tower, and this checkpoint has none; leave it out")
     if not plan.config.has_text_model or tokenizer == NO_TOKENIZER:
         return image_processor
     found = load_tokenizer(tokenizer or plan.tokenizer, plan.cleaning)
@@ -203,7 +218,7 @@ def load_tokenizer(where: str | None, cleaning: str) -> PreTrainedTokenizerBase:
     if where is None or Path(where).is_file():
         return clip_tokenizer(where, like=cleaning)
     try:
-        return AutoTokenizer.from_pretrained(where)
+        return AutoTokenizer.from_pretrained(where, trust_remote_code=False)
     except (OSError, ValueError) as error:
         raise UserError(f"no tokenizer in {where}: {str(error).splitlines()[0]}") from error
 
@@ -226,49 +241,8 @@ def check_tokenizer(tokenizer: PreTrainedTokenizerBase, config: PreTrainedConfig
     tokenizer.model_max_length = config.max_position_embeddings
 
 
-def write(
-    conversion: Conversion,
-    model: UniCLPreTrainedModel,
-    processor: CLIPProcessor | CLIPImageProcessor,
-    format: str,
-    source: str | Path,
-) -> None:
-    """Write the folder beside its place, read the weights back, and only then move it there."""
-    folder = conversion.folder
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    beginning = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
-    try:
-        model.save_pretrained(beginning)
-        processor.save_pretrained(beginning)
-        check_written(beginning, conversion.tensors)
-        rows = [{"source": m.source, "targets": list(m.targets), "how": m.how} for m in conversion.moves]
-        record = {"format": format, "source": Path(source).name, "moves": rows, "dropped": dict(conversion.dropped)}
-        record |= {"made": list(conversion.made), "interpolated": [list(row) for row in conversion.interpolated]}
-        (beginning / MOVES_FILE).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-        write_card(beginning, conversion, format, source)
-        beginning.chmod(0o755)
-        if folder.is_dir():
-            folder.rmdir()
-        beginning.rename(folder)
-    except BaseException:
-        shutil.rmtree(beginning, ignore_errors=True)
-        raise
-
-
-def check_written(folder: Path, tensors: Mapping[str, Tensor]) -> None:
-    """Raise `UserError` unless the files hold exactly these tensors, bit for bit."""
-    written: dict[str, Tensor] = {}
-    for file in folder.glob("*.safetensors"):
-        written |= load_file(file)
-    different = [name for name, tensor in tensors.items() if name not in written or not same(tensor, written[name])]
-    if different or len(written) != len(tensors):
-        raise UserError(f"writing failed: {listed(different)} came back otherwise; is the disk full?")
-
-
-def same(one: Tensor, other: Tensor) -> bool:
-    """Whether two tensors hold the same bits."""
-    return (
-        one.dtype == other.dtype
-        and one.shape == other.shape
-        and torch.equal(one.contiguous().flatten().view(torch.uint8), other.contiguous().flatten().view(torch.uint8))
-    )
+def same_kind(found: Tensor, like: Tensor) -> bool:
+    """Whether a tensor may become one like `like`: real numbers any real numbers, all else the same dtype."""
+    if like.is_floating_point():
+        return found.is_floating_point()
+    return found.dtype == like.dtype

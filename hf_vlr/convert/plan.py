@@ -39,6 +39,15 @@ class Options:
     detach_norm: bool | None = None
 
 
+# those of VL-LTR's stage 2
+RECOGNISER_OPTIONS = ("stage1", "labels", "texts", "sentence_counts", "class_counts", "fusion_weight", "detach_norm")
+
+
+def as_flag(option: str) -> str:
+    """An option as the command line spells it."""
+    return f"--{option.replace('_', '-')}"
+
+
 @dataclass(frozen=True)
 class ImagePreset:
     """How images become `pixel_values`: resize (the shorter side, or both where `squash`), crop, normalise."""

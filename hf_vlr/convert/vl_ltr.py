@@ -11,7 +11,7 @@ from hf_vlr.convert.class_files import read_class_names, read_counts
 from hf_vlr.convert.clip_keys import projection_rules, resnet_rules, text_rules, vit_rules
 from hf_vlr.convert.keymap import KeyMap, Rule, move, prefixed
 from hf_vlr.convert.openai_clip import projection_dim, text_settings, vision_settings
-from hf_vlr.convert.plan import ImagePreset, Options, Plan
+from hf_vlr.convert.plan import RECOGNISER_OPTIONS, ImagePreset, Options, Plan, as_flag
 from hf_vlr.data.corpus import ClassTextCorpus
 from hf_vlr.errors import UserError
 from hf_vlr.modeling import VLLTRConfig, VLLTRForImageClassification, VLLTRModel
@@ -32,10 +32,14 @@ def plan_vl_ltr(state: Mapping[str, Tensor], arguments: Mapping[str, Any], optio
     `arguments` are what the checkpoint says about its training (`model`, `data_set`); they may be empty. Raises
     `UserError` for a state dict that is neither stage.
     """
+    state = plain_names(state)
     if ANCHORS in state:
         return plan_recogniser(state, arguments, options)
     if "token_embedding.weight" not in state or "visual.conv1.weight" not in state:
         raise UserError("this is no VL-LTR checkpoint: it has neither text_embeddings nor both towers of CLIP")
+    useless = [as_flag(option) for option in RECOGNISER_OPTIONS if getattr(options, option) is not None]
+    if useless:
+        raise UserError(f"{useless[0]} is for stage 2, and this checkpoint is of stage 1; leave it out")
     vision = vision_settings(state, options)
     config = VLLTRConfig(
         vision_config=vision,
@@ -51,6 +55,8 @@ def plan_recogniser(state: Mapping[str, Tensor], arguments: Mapping[str, Any], o
     if state[ANCHORS].ndim != 3 or "text_block.visual_fc.2.weight" not in state:
         raise UserError(f"this is no VL-LTR stage 2: {ANCHORS} must be [C, M, D] beside text_block.visual_fc")
     classes, anchors, width = state[ANCHORS].shape
+    if classes < 2 or not anchors:
+        raise UserError(f"{ANCHORS} has the shape {tuple(state[ANCHORS].shape)}: a recogniser has two classes or more")
     names = read_class_names(options.labels, classes) if options.labels else [f"class {i}" for i in range(classes)]
     weight, reason = fusion_weight(arguments, classes, options)
     detached = options.detach_norm
@@ -58,7 +64,7 @@ def plan_recogniser(state: Mapping[str, Tensor], arguments: Mapping[str, Any], o
         detached = "v_detach" in str(arguments.get("model", ""))
     mask, origin = anchor_mask(state[ANCHORS], names, options)
     vision = vision_settings(state, options)
-    text = read_text_tower(options.stage1, width) if options.stage1 else {}
+    text = read_text_tower(options.stage1, state) if options.stage1 else {}
     config = VLLTRConfig(
         vision_config=vision,
         text_config=text_settings(text, options) if text else None,
@@ -79,6 +85,8 @@ def plan_recogniser(state: Mapping[str, Tensor], arguments: Mapping[str, Any], o
         torch.zeros(0, dtype=torch.uint8),
         torch.zeros(classes * anchors + 1, dtype=torch.int64),
     )
+    if not bool(mask.any()):
+        origin += "; CHECK THIS: a recogniser without a single anchor knows no language"
     notes = [
         f"fusion weight {weight:g} of the visual branch ({reason})",
         f"norm gradient {'detached' if detached else 'kept'}",
@@ -99,13 +107,27 @@ def plan_recogniser(state: Mapping[str, Tensor], arguments: Mapping[str, Any], o
     )
 
 
-def read_text_tower(path: str, width: int) -> dict[str, Tensor]:
-    """The text tower of a stage-1 file that projects to D = `width`; raises `UserError` where there is none."""
-    state = read_archive(path).weights()
+def read_text_tower(path: str, stage2: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The text tower of the stage 1 that a stage 2 was trained from.
+
+    Raises `UserError` where there is none, or where its vision tower has other tensors than that of stage 2.
+    """
+    state = plain_names(read_archive(path).weights())
     tower = {name: tensor for name, tensor in state.items() if not name.startswith("visual.") and name != "logit_scale"}
-    if "text_projection" not in tower or tower["text_projection"].shape[-1] != width:
-        raise UserError(f"--stage1 {path} is no stage 1 of this model: it has no text projection to {width}")
+    seen, wanted = (
+        {name: tensor.shape for name, tensor in one.items() if name.startswith("visual.")} for one in (state, stage2)
+    )
+    if "text_projection" not in tower or seen != wanted:
+        raise UserError(f"--stage1 {path} is not the stage 1 of this model: its vision tower is another")
     return tower
+
+
+def plain_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A state dict without the prefix `module.` of data parallelism, and with a temperature that is one number."""
+    plain = {name.removeprefix("module."): tensor for name, tensor in state.items()}
+    if "logit_scale" in plain and plain["logit_scale"].numel() == 1:
+        plain["logit_scale"] = plain["logit_scale"].reshape(())
+    return plain
 
 
 def dual_encoder_keys(config: VLLTRConfig) -> KeyMap:

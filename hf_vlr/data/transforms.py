@@ -41,15 +41,22 @@ def build_train_transform(
     return v2.Compose([*steps, v2.RandAugment(), *tensor, v2.RandomErasing(p=0.25, value="random")])
 
 
-def build_eval_transform(size: int, mean: Sequence[float], std: Sequence[float], crop_pct: float = 0.875) -> v2.Compose:
-    """A `PIL.Image` to float32 `[3, size, size]`: shorter side to `size / crop_pct` (bicubic), centre crop,
-    normalise.
+def build_eval_transform(
+    size: int,
+    mean: Sequence[float],
+    std: Sequence[float],
+    crop_pct: float | None = 0.875,
+    interpolation: InterpolationMode = InterpolationMode.BICUBIC,
+) -> v2.Compose:
+    """A `PIL.Image` to float32 `[3, size, size]`: shorter side to `size / crop_pct`, centre crop, normalise.
 
-    `crop_pct=1` keeps all of the shorter side, as CLIP does; 0.875 is 256 for 224.
+    `crop_pct=1` keeps all of the shorter side, as CLIP does; 0.875 is 256 for 224; None squashes the picture to the
+    square, as SigLIP does.
     """
-    if not 0 < crop_pct <= 1:
+    if crop_pct is not None and not 0 < crop_pct <= 1:
         raise UserError(f"crop_pct={crop_pct}: choose a number above 0 and up to 1")
-    resize = v2.Resize(floor(size / crop_pct), InterpolationMode.BICUBIC, antialias=True)
+    side = [size, size] if crop_pct is None else floor(size / crop_pct)
+    resize = v2.Resize(side, interpolation, antialias=True)
     return v2.Compose([resize, v2.CenterCrop(size), *_to_tensor(mean, std)])
 
 

@@ -106,8 +106,10 @@ def adapt_processor(recipe: Recipe, encoder: DualEncoder) -> None:
     data, processor = recipe.data, encoder.image_processor
     if data.image_size and data.image_size != encoder.image_size:
         check_image_size(data.image_size, encoder.model.config.vision_config, f"model.init={recipe.model.init}")
-        processor.size = {"shortest_edge": data.image_size}
-        processor.crop_size = {"height": data.image_size, "width": data.image_size}
+        square = {"height": data.image_size, "width": data.image_size}
+        squashes = not processor.size.get("shortest_edge")
+        processor.size = square if squashes else {"shortest_edge": data.image_size}
+        processor.crop_size = square
     if data.image_mean:
         processor.image_mean = list(data.image_mean)
     if data.image_std:

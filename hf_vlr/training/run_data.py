@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+import PIL.Image
+from torchvision.transforms import InterpolationMode
 from transformers import CLIPImageProcessor
 
 from hf_vlr.data.corpus import ClassTextCorpus, build_corpus
@@ -98,7 +100,9 @@ def chooses_on_validation(recipe: Recipe) -> bool:
 def transforms(data: DataOptions, processor: CLIPImageProcessor) -> tuple[Transform, Transform]:
     """(evaluation, training) transform; the evaluation's is what the saved processor computes."""
     size, mean, std = processor.crop_size["height"], processor.image_mean, processor.image_std
-    # the processor's shortest edge over its crop, e.g. 1 where it keeps the whole side
-    evaluation = build_eval_transform(size, mean, std, crop_pct=size / processor.size["shortest_edge"])
+    # None: the processor squashes
+    shortest = processor.size.get("shortest_edge")
+    interpolation = InterpolationMode[PIL.Image.Resampling(processor.resample).name]
+    evaluation = build_eval_transform(size, mean, std, shortest and size / shortest, interpolation)
     training = build_train_transform(size, mean, std, data.augment, min_scale=data.min_scale, flip=data.flip)
     return evaluation, training
