@@ -63,7 +63,7 @@ class Checkpoint:
     def read(cls, location: str, recipe: Recipe) -> "Checkpoint":
         """Load a recogniser or a dual encoder; raises `UserError` for anything else."""
         try:
-            config = AutoConfig.from_pretrained(location)
+            config = AutoConfig.from_pretrained(location, trust_remote_code=False)
         except UNLOADABLE as error:
             raise UserError(f"model {location} cannot be read: {first_line(error)}") from error
         classes = {"unicl": UniCLModel, "vlltr": VLLTRModel}
@@ -72,7 +72,7 @@ class Checkpoint:
         recogniser = "VLLTRForImageClassification" in (config.architectures or [])
         model_class = VLLTRForImageClassification if recogniser else classes[config.model_type]
         try:
-            processor = AutoImageProcessor.from_pretrained(location)
+            processor = AutoImageProcessor.from_pretrained(location, trust_remote_code=False)
             model = model_class.from_pretrained(location)
         except UNLOADABLE as error:
             raise UserError(f"model {location} cannot be loaded: {first_line(error)}") from error
@@ -111,7 +111,10 @@ class Checkpoint:
 
     def text_vectors(self, corpus: ClassTextCorpus) -> Tensor:
         """Unit vectors [C, D]: the mean of each class's sentences."""
-        tokenizer = AutoTokenizer.from_pretrained(self.location)
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(self.location, trust_remote_code=False)
+        except UNLOADABLE as error:
+            raise UserError(f"model {self.location} has no tokenizer beside it, so it cannot read texts") from error
         tokenize = Collator(tokenizer, self.recipe.data.max_text_length).tokenize
         states = text_states(self.model, corpus.texts, tokenize)
         features = project(self.model.text_projection, states, self.model.device)

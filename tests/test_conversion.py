@@ -369,3 +369,11 @@ def test_siglip_pads_as_the_tokenizer_it_is_given(tiny, tmp_path):
     words = [small, f"model.init={tmp_path / 'out'}", "data.max_text_length=16", "train.batch_size=4", "train.steps=1"]
     folder = run(override_recipe(Recipe(task="unicl"), [*words, f"output={tmp_path / 'run'}"]))
     assert AutoModel.from_pretrained(folder).logit_bias is not None
+
+
+def test_a_model_without_a_tokenizer_is_not_measured_by_texts(hf_vlr, tmp_path):
+    out = convert("unicl", GOLDEN / "unicl_swin_tiny.pth", tmp_path / "out", tokenizer="none").folder
+    small = "data.options={classes: 4, unseen: 1, max_count: 4, imbalance: 2, size: 16, validation: 1, test: 1}"
+    code, _, err = hf_vlr("eval", out, "--data", "shapes-lt", small)
+    assert code == 2
+    assert err.splitlines()[-1] == f"error: model {out} has no tokenizer beside it, so it cannot read texts"

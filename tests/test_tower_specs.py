@@ -332,3 +332,19 @@ def test_a_fresh_text_tower_reads_the_last_word():
         outputs = [tower(input_ids=row) for row in ids]
     for output in outputs:
         torch.testing.assert_close(output.pooler_output, output.last_hidden_state[:, -1])
+
+
+def test_code_beside_a_tower_is_neither_run_nor_offered(tmp_path, monkeypatch):
+    (tmp_path / "evil.py").write_text(f"open({str(tmp_path / 'marker')!r}, 'w')\n")
+    auto_map = '{"AutoConfig": "evil.Config", "AutoModel": "evil.Model"}'
+    (tmp_path / "config.json").write_text(f'{{"model_type": "evil", "auto_map": {auto_map}}}')
+
+    def asked(*_):
+        raise AssertionError("the user was asked whether to run it")
+
+    monkeypatch.setattr("builtins.input", asked)
+    with pytest.raises(UserError, match=r"model\.vision: cannot load"):
+        resolve_vision(str(tmp_path), None, 32)
+    with pytest.raises(UserError, match=r"model\.text: cannot load"):
+        resolve_text(str(tmp_path), [], 16)
+    assert not (tmp_path / "marker").exists()

@@ -35,13 +35,13 @@ def _load(model: str) -> Any:
     from transformers import AutoConfig, AutoModelForImageClassification
 
     try:
-        config = AutoConfig.from_pretrained(model)
+        config = AutoConfig.from_pretrained(model, trust_remote_code=False)
     except (OSError, ValueError) as error:
         raise UserError(f"model {model} cannot be read: {str(error).splitlines()[0]}") from error
     if "VLLTRForImageClassification" not in (config.architectures or []):
         kind = (config.architectures or [config.model_type])[0]
         raise UserError(f"model {model} is a {kind}, not a recogniser; train one with task=recognition")
-    return AutoModelForImageClassification.from_pretrained(model, config=config)
+    return AutoModelForImageClassification.from_pretrained(model, config=config, trust_remote_code=False)
 
 
 def _show(image: str, prediction: dict[str, Any]) -> None:

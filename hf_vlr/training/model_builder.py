@@ -75,7 +75,7 @@ def load_dual_encoder(location: str, model_type: str) -> DualEncoder:
     """A `unicl`, `vlltr` or `clip` checkpoint (folder or Hub id) as a model of `model_type`, with its processor."""
     config_class, model_class = MODELS[model_type]
     try:
-        found = AutoConfig.from_pretrained(location)
+        found = AutoConfig.from_pretrained(location, trust_remote_code=False)
     except UNLOADABLE as error:
         raise UserError(f"model.init={location}: no checkpoint there ({first_line(error)})") from error
     if found.model_type not in ("unicl", "vlltr", "clip"):
@@ -92,7 +92,7 @@ def load_dual_encoder(location: str, model_type: str) -> DualEncoder:
             source = MODELS[found.model_type][1].from_pretrained(location)
             config = source.config
         read = AutoProcessor if getattr(config, "has_text_model", True) else AutoImageProcessor
-        processor = read.from_pretrained(location)
+        processor = read.from_pretrained(location, trust_remote_code=False)
     except UNLOADABLE as error:
         raise UserError(f"model.init={location} cannot be loaded: {first_line(error)}") from error
     config = config_class.from_dual_encoder(config)

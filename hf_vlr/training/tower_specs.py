@@ -163,10 +163,10 @@ def scratch_settings(side: str, name: str, table: Mapping[str, dict[str, Any]]) 
     return dict(table[name])
 
 
-def pretrained(location: str, side: str, load: Callable[[str], T]) -> T:
+def pretrained(location: str, side: str, load: Callable[..., T]) -> T:
     """`load(location)`, without remote code; raises `UserError` when there is no such model."""
     try:
-        return load(location)
+        return load(location, trust_remote_code=False)
     except UNLOADABLE as error:
         raise UserError(f"model.{side}: cannot load {location!r}: {first_line(error)}") from error
 
