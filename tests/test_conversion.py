@@ -104,7 +104,10 @@ def test_the_record_names_every_tensor(tmp_path):
     state = VLLTRForImageClassification.from_pretrained(tmp_path / "out").state_dict()
     targets = [target for row in record["moves"] for target in row["targets"]]
     assert sorted([*targets, *record["made"]]) == sorted(state)
-    assert (record["format"], record["source"]) == ("vl-ltr", STAGE_2.name)
+    assert (record["format"], record["sources"]) == ("vl-ltr", [STAGE_2.name])
+    assert {(row["dtype"], *row["shape"]) for row in record["moves"] if row["source"] == "visual.proj"} == {
+        ("float32", 64, 32)
+    }
 
 
 def test_the_card_says_where_it_came_from_and_no_path(tmp_path):
@@ -377,3 +380,20 @@ def test_a_model_without_a_tokenizer_is_not_measured_by_texts(hf_vlr, tmp_path):
     code, _, err = hf_vlr("eval", out, "--data", "shapes-lt", small)
     assert code == 2
     assert err.splitlines()[-1] == f"error: model {out} has no tokenizer beside it, so it cannot read texts"
+
+
+def test_what_else_the_file_holds_is_said(tmp_path):
+    state = read_archive(STAGE_2).weights()
+    moments = {"state": {index: {"exp_avg": tensor} for index, tensor in enumerate(state.values())}}
+    torch.save({"model": dict(state), "model_ema": dict(state), "optimizer": moments}, tmp_path / "file.pth")
+    notes = convert("vl-ltr", tmp_path / "file.pth", tmp_path / "out").notes
+    number = len(state)
+    assert f"taken from 'model'; left unread: model_ema ({number} tensors), optimizer ({number} tensors)" in notes
+
+
+def test_a_card_names_both_sources_of_a_stage_2(tmp_path):
+    first = GOLDEN / "vlltr_cvlp_vit_tiny.pth"
+    convert("vl-ltr", STAGE_2, tmp_path / "out", stage1=str(first), tokenizer="none")
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert STAGE_2.name in card and first.name in card
+    assert len(re.findall(r"[0-9a-f]{64}", card)) == 2

@@ -154,11 +154,40 @@ def test_which_mapping_holds_the_weights(file):
     assert names({"epoch": 1, **one}) == ["a"]
 
 
+@pytest.mark.parametrize("how", [{}, LEGACY], ids=["zip", "legacy"])
+def test_what_is_left_in_the_file_is_counted(file, how):
+    weight, moment = torch.ones(3), torch.zeros(3)
+    optimizer = {"state": {0: {"exp_avg": moment, "steps": [torch.ones(1), (torch.ones(2), 5)]}}, "lr": 0.1}
+    inside = argparse.Namespace(buffer=torch.ones(4), again=moment)
+    content = {"epoch": 3, "model_ema": {"w": weight}, "model": {"w": weight}, "optimizer": optimizer, "args": inside}
+    found = read_archive(saved(file, content, **how)).weights()
+    assert (found.wrapper, found.rest) == ("model", {"model_ema": 1, "optimizer": 3, "args": 2})
+    other = read_archive(file).weights(["model_ema"])
+    assert (other.wrapper, other.rest) == ("model_ema", {"model": 1, "optimizer": 3, "args": 2})
+    bare = read_archive(saved(file, {"w": weight, "epoch": 3}, **how)).weights()
+    assert (bare.wrapper, bare.rest) == ("", {})
+
+
+def test_what_is_left_is_counted_without_being_read_or_walked_twice(file):
+    # a list that holds itself, and lists of lists of lists, each written once
+    deep = b"]" + crafted.tensor() + b"aq\x07" + b"".join(b"0](h%ch%ceq%c" % (n, n, n + 1) for n in range(7, 90))
+    loop = b"]q\x01h\x01a"
+    beside = crafted.mapping(model=crafted.mapping(w=crafted.tensor()), deep=deep, loop=loop)
+    assert read_archive(zipped(file, beside)).weights().rest == {"deep": 1}
+
+
+def test_what_costs_too_much_to_count_is_refused(file):
+    long = b"]q\x01(" + b"N" * 10_000 + b"e"
+    shared = {f"k{index}": b"h\x01" for index in range(200)}
+    content = crafted.mapping(model=crafted.mapping(w=crafted.tensor()), first=long, **shared)
+    assert "holds too much beside model" in crafted.refused(zipped(file, content))
+
+
 @pytest.mark.parametrize(
     ("content", "reason"),
     [
         ({"model": {"w": torch.ones(1), "l": [1]}}, "l among its weights is a list"),
-        ({"model": {"w": torch.ones(1), "n": None}}, "n among its weights is a NoneType"),
+        ({"model": {"w": torch.ones(1), "n": None}}, "n among its weights is None"),
         ({"w": torch.ones(1), "optimizer": {"a": 1}}, "optimizer among its weights is a dict"),
         ({3: torch.ones(1)}, "3 among its weights is no name"),
         ({(1, "a"): torch.ones(1)}, "is no name"),
@@ -167,7 +196,8 @@ def test_which_mapping_holds_the_weights(file):
         ({"weights": {}, "args": argparse.Namespace()}, "it holds: weights, args (argparse.Namespace)"),
         ({"model": {}}, "holds no weights"),
         ([torch.ones(1)], "holds a list"),
-        (torch.ones(1), "holds a ForeignTensor"),
+        (3, "holds a number; it must hold a dict"),
+        (torch.ones(1), "holds a single tensor; it must hold a dict"),
         (torch.eye(2).to_sparse(), "torch._utils._rebuild_sparse_tensor"),
         ({"w": torch.eye(2).to_sparse()}, "torch._utils._rebuild_sparse_tensor"),
         ({"w": torch.ones(1, device="meta")}, "_rebuild_meta_tensor"),

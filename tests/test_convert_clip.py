@@ -226,11 +226,52 @@ def test_a_missing_tensor_is_named(lost):
         ({"visual.conv1.weight": torch.zeros(8, 8)}, "visual.conv1.weight must have 4 axes"),
         ({"transformer.resblocks.5.ln_1.weight": torch.zeros(TEXT_WIDTH)}, "are not there without a gap"),
         ({"vocab_size": torch.zeros(2)}, "vocab_size is not there as one number"),
+        ({"visual.conv1.weight": torch.zeros(0, 3, 8, 8)}, r"visual\.conv1\.weight is empty, .* \(0, 3, 8, 8\)"),
+        ({"visual.conv1.weight": torch.zeros(VISION_WIDTH, 3, 0, 0)}, r"visual\.conv1\.weight is empty"),
+        ({"token_embedding.weight": torch.zeros(0, TEXT_WIDTH)}, r"token_embedding\.weight is empty"),
+        ({"token_embedding.weight": torch.zeros(VOCABULARY, 0)}, r"token_embedding\.weight is empty"),
+        ({"token_embedding.weight": torch.zeros(1, TEXT_WIDTH)}, r"token_embedding\.weight must have a row for"),
+        ({"positional_embedding": torch.zeros(0, TEXT_WIDTH)}, r"positional_embedding is empty"),
+        ({"text_projection": torch.zeros(TEXT_WIDTH, 0)}, r"text_projection is empty"),
+        ({"visual.proj": torch.zeros(VISION_WIDTH, 0)}, r"visual\.proj is empty"),
     ],
 )
 def test_tensors_that_make_no_clip_are_refused(change, message):
     with pytest.raises(UserError, match=message):
         plan_openai_clip(openai_state(vit_shapes()) | change, Options())
+
+
+def test_an_empty_resnet_is_named():
+    state = openai_state(resnet_shapes()) | {"visual.conv3.weight": torch.zeros(0, 2, 3, 3)}
+    with pytest.raises(UserError, match=r"visual\.conv3\.weight is empty"):
+        plan_openai_clip(state, Options())
+
+
+def test_the_prefix_of_data_parallel_training_is_taken_off():
+    state = openai_state(vit_shapes(), context_length=LENGTH)
+    plan = plan_openai_clip({f"module.{name}": tensor for name, tensor in state.items()}, Options())
+    alone = plan_openai_clip(state, Options())
+    assert plan.state.keys() == alone.state.keys() and plan.dropped == alone.dropped
+    assert all(torch.equal(plan.state[name], tensor) for name, tensor in alone.state.items())
+    assert plan.config.to_dict() == alone.config.to_dict()
+    (note,) = plan.notes
+    assert "module." in note and not alone.notes
+    with pytest.raises(UserError, match=r"it has no tensor visual\.conv1\.weight"):
+        plan_openai_clip({f"module.{name}": tensor for name, tensor in state.items()} | {"x": torch.ones(1)}, Options())
+
+
+def test_a_temperature_in_a_vector_of_one():
+    state = openai_state(vit_shapes())
+    plan = plan_openai_clip(state | {"logit_scale": state["logit_scale"].reshape(1)}, Options())
+    assert torch.equal(converted(plan).logit_scale, state["logit_scale"].float())
+
+
+def test_a_move_tells_what_the_tensor_was():
+    state = openai_state(vit_shapes())
+    moves = plan_openai_clip(state, Options()).keys.forward(state)[1]
+    assert {move.source: (move.dtype, move.shape) for move in moves} == {
+        name: ("float16", tuple(tensor.shape)) for name, tensor in state.items()
+    }
 
 
 def test_a_tensor_without_a_place_is_named():

@@ -1,6 +1,7 @@
 """Models of transformers become dual encoders that compute the same: CLIP, MetaCLIP 2, SigLIP."""
 
 import json
+import os
 
 import pytest
 import torch
@@ -369,8 +370,42 @@ def test_a_file_that_is_no_checkpoint_is_refused(tmp_path, name):
         plan_hub_clip(str(tmp_path), Options())
 
 
+class Command:
+    """What its pickle calls creates a file."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.path),)
+
+
 def test_a_file_that_holds_more_than_tensors_is_refused(tmp_path):
     source("clip").config.save_pretrained(tmp_path)
-    torch.save({"visual_projection.weight": Image.Image}, tmp_path / "pytorch_model.bin")
-    with pytest.raises(UserError, match="does not load"):
-        plan_hub_clip(str(tmp_path), Options())
+    for held, named in ((Image.Image, "PIL.Image.Image"), (Command(tmp_path / "made"), f"{os.name}.mkdir")):
+        torch.save({"visual_projection.weight": held}, tmp_path / "pytorch_model.bin")
+        with pytest.raises(UserError, match=rf"does not load: its weights hold {named}; refused: .*") as caught:
+            plan_hub_clip(str(tmp_path), Options())
+        assert str(caught.value).isprintable()
+    assert not (tmp_path / "made").exists()
+
+
+@pytest.mark.parametrize("location", ["./nosuch", "~/no/such", "/no/such", "a/no/such", "nosuch/", r"no\such", ".."])
+def test_a_folder_that_is_not_there_is_no_matter_of_the_network(location, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    message = "no configuration" if location == ".." else "there is no such folder: "
+    with pytest.raises(UserError, match=message):
+        plan_hub_clip(location, Options())
+
+
+def test_a_file_is_no_folder_and_a_name_may_be_either(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "model.bin").write_bytes(b"x")
+    with pytest.raises(UserError, match=r"model\.bin is a file: give the folder that it lies in"):
+        plan_hub_clip("model.bin", Options())
+    with pytest.raises(UserError, match="models/clip is no folder here, and as a Hub id it has no configuration"):
+        plan_hub_clip("models/clip", Options())
+    source("clip").save_pretrained(tmp_path / "models/clip")
+    assert plan_hub_clip("models/clip", Options()).state
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert plan_hub_clip("~/models/clip", Options()).tokenizer == str(tmp_path / "models/clip")

@@ -10,7 +10,6 @@ from safetensors.torch import load_file
 
 from hf_vlr.convert import convert, restore
 from hf_vlr.convert.archive import read_archive
-from hf_vlr.convert.class_files import read_class_names, read_counts
 from hf_vlr.convert.conversion import build, fit_image_size, fit_positions
 from hf_vlr.convert.plan import Options
 from hf_vlr.convert.positions import resize_positions
@@ -127,52 +126,6 @@ def test_names_and_counts_of_the_user_reach_the_model(stage_2, tmp_path):
     assert list(plan.config.id2label.values())[:3] == ["red fox", "owl (1)", "owl (2)"]
     assert plan.config.label2id["owl (2)"] == 2
     assert plan.made["head.class_counts"].tolist() == [9, 8, 7, 6, 5, 4, 3]
-
-
-@pytest.mark.parametrize(
-    ("text", "expected"),
-    [
-        ("n02 2 x\n", ["n02 2 x"]),
-        ("n01440764 1 tench\nn01443537 0 gold_fish\n", ["tench", "gold fish"]),
-        ("n03773504 0 missile\nn04008634 1 missile\n", ["missile (n03773504)", "missile (n04008634)"]),
-        ("/b/beach_house 1\n/a/apartment_building/outdoor 0\n", ["apartment building outdoor", "beach house"]),
-        ("great_grey_owl\n\nelk\n", ["great grey owl", "elk"]),
-    ],
-)
-def test_label_files_as_the_benchmarks_have_them(tmp_path, text, expected):
-    (tmp_path / "labels.txt").write_text(text)
-    assert read_class_names(str(tmp_path / "labels.txt"), len(expected)) == expected
-
-
-def test_categories_of_inaturalist(tmp_path):
-    rows = [{"id": 1, "name": "Vulpes vulpes", "kingdom": "Animalia"}, {"id": 0, "name": "Vulpes lagopus"}]
-    (tmp_path / "categories.json").write_text(json.dumps(rows))
-    assert read_class_names(str(tmp_path / "categories.json"), 2) == ["Vulpes lagopus", "Vulpes vulpes"]
-
-
-@pytest.mark.parametrize(
-    ("name", "text", "message"),
-    [
-        ("a.txt", "one\n", "names 1 classes, the checkpoint has 2"),
-        ("a.json", "{", "is not JSON"),
-        ("a.json", '{"0": "x"}', "must hold a list"),
-        ("a.json", "[1, 2]", "must be a list of names"),
-        ("b.txt", None, "cannot be read"),
-    ],
-)
-def test_a_label_file_that_is_wrong_is_named(tmp_path, name, text, message):
-    if text is not None:
-        (tmp_path / name).write_text(text)
-    with pytest.raises(UserError, match=message) as caught:
-        read_class_names(str(tmp_path / name), 2)
-    assert name in str(caught.value)
-
-
-@pytest.mark.parametrize("text", ["1\n", "1\n2\n3\n", "1\nx\n", "1\n-1\n"])
-def test_counts_that_are_wrong_are_refused(tmp_path, text):
-    (tmp_path / "counts.txt").write_text(text)
-    with pytest.raises(UserError, match=r"counts\.txt: images per class must be"):
-        read_counts(str(tmp_path / "counts.txt"), 2, "images per class")
 
 
 def test_what_does_not_fit_is_listed_by_name(stage_2):

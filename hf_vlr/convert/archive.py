@@ -9,7 +9,7 @@ import struct
 import sys
 import zipfile
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -20,7 +20,7 @@ from safetensors import SafetensorError, safe_open
 
 from hf_vlr.convert.tensors import Cache, ForeignTensor, TensorBuilder
 from hf_vlr.errors import UserError
-from hf_vlr.pickles import BadPickle, Placeholder, shown, unpickle
+from hf_vlr.pickles import MAX_INSTRUCTIONS, BadPickle, Placeholder, shown, unpickle
 
 WRAPPERS = ("model", "state_dict", "model_state_dict")
 MAX_PICKLE_BYTES = 64 * 2**20
@@ -38,11 +38,18 @@ _SAFE_DTYPES = {
 
 
 class Weights(dict[str, torch.Tensor]):
-    """Tensors by name; `scalars` holds the numbers, flags and strings that lay among them."""
+    """Tensors by name, and what lay around them.
 
-    def __init__(self) -> None:
+    scalars: the numbers, flags and strings among them. wrapper: the key of the file that they were taken from, "" for
+    the file itself. rest: the file's other keys that hold tensors (the state of an optimiser, a second copy such as
+    `model_ema`), and how many tensors each holds, however deep; those were counted and not read.
+    """
+
+    def __init__(self, wrapper: str = "", rest: Mapping[str, int] | None = None) -> None:
         super().__init__()
         self.scalars: dict[str, int | float | bool | str] = {}
+        self.wrapper = wrapper
+        self.rest = dict(rest or {})
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,9 +72,12 @@ class Archive:
         memory. Numbers, flags and strings come back in `scalars`. Raises `UserError` for anything else among the
         weights, above all for a class or function, which it names.
         """
-        entries = self._module_entries() if self.kind == "torchscript" else self._mapping(wrappers).items()
+        if self.kind == "torchscript":
+            entries, found = self._module_entries(), Weights()
+        else:
+            wrapper, mapping = self._mapping(wrappers)
+            entries, found = mapping.items(), Weights(wrapper, self._rest(wrapper) if wrapper else {})
         cache: Cache = {}
-        found = Weights()
         for name, value in entries:
             if not isinstance(name, str):
                 raise UserError(f"{self.path}: {shown(name)} among its weights is no name; weights are named by text")
@@ -82,7 +92,7 @@ class Archive:
                 )
             else:
                 raise UserError(
-                    f"{self.path}: {shown(name)} among its weights is a {type(value).__name__}, not a tensor; "
+                    f"{self.path}: {shown(name)} among its weights is {described(value)}, not a tensor; "
                     f"re-save the tensors alone, or under one of {', '.join(wrappers)}"
                 )
         if not found:
@@ -101,22 +111,38 @@ class Archive:
         except UserError as error:
             raise UserError(f"{error} (weight {shown(name)})") from None
 
-    def _mapping(self, wrappers: Sequence[str]) -> dict[Any, Any]:
+    def _rest(self, wrapper: str) -> dict[str, int]:
+        """How many tensors each key beside `wrapper` holds, for those that hold any."""
+        rest: dict[str, int] = {}
+        left = MAX_INSTRUCTIONS
+        for key, value in self.content.items():
+            if key == wrapper:
+                continue
+            tensors, seen = count_tensors(value, left)
+            left -= seen
+            if left <= 0:
+                raise UserError(f"{self.path} holds too much beside {wrapper}; re-save model.state_dict()")
+            if tensors:
+                rest[shown(key)] = rest.get(shown(key), 0) + tensors
+        return rest
+
+    def _mapping(self, wrappers: Sequence[str]) -> tuple[str, dict[Any, Any]]:
+        """The key and the mapping that holds the weights; the key is "" for the content itself."""
         content = self.content
         if isinstance(content, Placeholder):
             raise UserError(
                 f"{self.path} holds {shown(content.name)} instead of weights; refused: re-save its state_dict()"
             )
         if not isinstance(content, dict):
-            raise UserError(f"{self.path} holds a {type(content).__name__}; it must hold a dict of names and tensors")
-        inner = [content[key] for key in wrappers if key in content]
-        for candidate in (*inner, content):
+            raise UserError(f"{self.path} holds {described(content)}; it must hold a dict of names and tensors")
+        inner = [(key, content[key]) for key in wrappers if key in content]
+        for key, candidate in (*inner, ("", content)):
             if isinstance(candidate, dict) and any(isinstance(value, ForeignTensor) for value in candidate.values()):
-                return candidate
+                return key, candidate
         # no tensor anywhere: what stands in place of the weights is to be refused by its name
-        for candidate in (*inner, {key: content[key] for key in wrappers if key in content}):
+        for key, candidate in (*inner, ("", dict(inner))):
             if isinstance(candidate, dict) and any(isinstance(value, Placeholder) for value in candidate.values()):
-                return candidate
+                return key, candidate
         keys = [
             f"{shown(key)} ({shown(value.name)})" if isinstance(value, Placeholder) else shown(key)
             for key, value in islice(content.items(), 8)
@@ -140,6 +166,35 @@ class Archive:
                 pending.extend((f"{name}.{key}" if name else key, part) for key, part in reversed(parts.items()))
             elif not isinstance(value, list | tuple | dict | None):
                 yield name, value
+
+
+def count_tensors(content: Any, limit: int) -> tuple[int, int]:
+    """How many tensors lie in a content, however deep, each counted once, and how many values were seen.
+
+    Stops above `limit` values.
+    """
+    pending = [content]
+    done: dict[int, Any] = {}  # by identity; what is kept here keeps its identity to itself
+    tensors = seen = 0
+    while pending and seen <= limit:
+        value = pending.pop()
+        seen += 1
+        if not isinstance(value, ForeignTensor | Placeholder | dict | list | tuple) or id(value) in done:
+            continue
+        done[id(value)] = value
+        if isinstance(value, ForeignTensor):
+            tensors += 1
+        elif isinstance(value, Placeholder):
+            pending.extend((value.state, value.items, value.arguments))
+        else:
+            pending.extend(value.values() if isinstance(value, dict) else value)
+    return tensors, seen
+
+
+def described(value: Any) -> str:
+    """What a value is, in words."""
+    words = {ForeignTensor: "a single tensor", type(None): "None", int: "a number", float: "a number", str: "a text"}
+    return words.get(type(value), f"a {type(value).__name__}")
 
 
 def attribute(content: Any, path: str, default: Any = None) -> Any:

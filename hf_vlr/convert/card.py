@@ -1,6 +1,7 @@
 """The card stub of a converted checkpoint: where it came from, what was done, how to load it."""
 
 import hashlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -40,9 +41,7 @@ A `{model}`, converted from {origin} by hf_vlr {version}.
 
 | | |
 |---|---|
-| source | `{source}` |
-| SHA-256 | {digest} |
-| parameters | {parameters:,} |
+{sources}| parameters | {parameters:,} |
 {notes}
 Every tensor of the source and what became of it stands in `conversion.json`. The weights are their authors' work, under
 the license that they came with; state it here before you publish them. No accuracy has been measured on this copy.
@@ -57,28 +56,41 @@ model = {auto}.from_pretrained("PATH_OR_ID")
 """
 
 
-def write_card(folder: Path, conversion: "Conversion", format: str, source: str | Path) -> None:
-    """Write `README.md` into `folder`."""
+def write_card(
+    folder: Path, conversion: "Conversion", format: str, source: str | Path, others: Sequence[Path] = ()
+) -> None:
+    """Write `README.md` into `folder`. `others` are further files that tensors came from."""
     task, auto, call = USE[conversion.model]
     notes = [
         f"interpolated: {name} from {before} to {after} positions" for name, before, after in conversion.interpolated
     ]
     notes += conversion.notes
-    rows = "".join(f"| note | {note} |\n" for note in notes)
     text = CARD.format(
         task=task,
         name=conversion.folder.name,
         model=conversion.model,
         origin=ORIGINS[format],
         version=__version__,
-        source=Path(source).name if Path(source).exists() else source,
-        digest=file_digest(Path(source)) if Path(source).is_file() else "not a single file",
+        sources="".join(map(source_rows, (source, *others))),
         parameters=sum(tensor.numel() for name, tensor in conversion.tensors.items() if tensor.is_floating_point()),
-        notes=rows,
+        notes="".join(f"| note | {cell(note)} |\n" for note in notes),
         auto=auto,
         call=call,
     )
     (folder / "README.md").write_text(text, encoding="utf-8")
+
+
+def source_rows(source: str | Path) -> str:
+    """The rows of a file, a folder or a Hub id: its name, without the folders that it lies in, and its digest."""
+    path = Path(source).expanduser()
+    name = path.resolve().name if path.exists() else str(source)
+    digest = file_digest(path) if path.is_file() else "not a single file"
+    return f"| source | `{cell(name)}` |\n| SHA-256 | {digest} |\n"
+
+
+def cell(text: str) -> str:
+    """A text that stays within its cell of a Markdown table."""
+    return " ".join(text.split()).replace("|", "\\|")
 
 
 def file_digest(path: Path) -> str:

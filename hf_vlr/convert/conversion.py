@@ -1,7 +1,7 @@
 """One conversion from end to end: read, decide, move, check, write."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from transformers import AutoTokenizer, CLIPImageProcessor, CLIPProcessor, PreTrainedConfig, PreTrainedTokenizerBase
 
-from hf_vlr.convert.archive import read_archive
+from hf_vlr.convert.archive import Weights, read_archive
 from hf_vlr.convert.clip_tokenizer import clip_tokenizer
 from hf_vlr.convert.hub_clip import plan_hub_clip
 from hf_vlr.convert.keymap import Move, listed
@@ -106,7 +106,7 @@ def convert(
         tuple(plan.made),
         tuple(plan.notes),
     )
-    write(conversion, model, processor, format, source)
+    write(conversion, model, processor, format, [Path(source), *map(Path, filter(None, [choices.stage1]))])
     return conversion
 
 
@@ -124,10 +124,19 @@ def make_plan(format: str, source: str, options: Options) -> Plan:
     archive = read_archive(source)
     weights = archive.weights()
     if format == "vl-ltr":
-        return plan_vl_ltr(weights, archive.settings("args"), options)
-    if format == "unicl":
-        return plan_unicl(weights, archive.settings("config"), options)
-    return plan_openai_clip(weights, options)
+        plan = plan_vl_ltr(weights, archive.settings("args"), options)
+    elif format == "unicl":
+        plan = plan_unicl(weights, archive.settings("config"), options)
+    else:
+        plan = plan_openai_clip(weights, options)
+    return replace(plan, notes=[*plan.notes, *left_unread(weights)])
+
+
+def left_unread(weights: Weights) -> list[str]:
+    """A note on what else the file holds: optimiser states, a moving average of the weights."""
+    rest = ", ".join(f"{name} ({count} tensors)" for name, count in weights.rest.items() if count)
+    taken = f"taken from {weights.wrapper!r}; " if weights.wrapper else ""
+    return [f"{taken}left unread: {rest}"] if rest else []
 
 
 def fit_image_size(plan: Plan, size: int | None) -> ImagePreset:

@@ -1,7 +1,9 @@
 """CLIP-like models of transformers, from a folder or the Hub: CLIP, MetaCLIP, MetaCLIP 2, SigLIP and SigLIP 2."""
 
 import math
+import re
 from collections.abc import Mapping
+from pathlib import Path
 from pickle import UnpicklingError  # what torch raises for a file that holds more than tensors
 from typing import Any
 
@@ -23,9 +25,11 @@ from hf_vlr.convert.keymap import KeyMap, listed, move
 from hf_vlr.convert.openai_clip import model_kind
 from hf_vlr.convert.plan import OPENAI_MEAN, OPENAI_STD, ImagePreset, Options, Plan
 from hf_vlr.errors import UserError
+from hf_vlr.pickles import shown
 
 MODEL_TYPES = ("clip", "metaclip_2", "siglip")
 SIGLIP = "siglip"
+FOREIGN_GLOBAL = re.compile(r"GLOBAL ([^\s\x1b]+)")
 SIGLIP_BIAS = -10.0  # SigLIP's initial bias
 SIGLIP_EOS = 1  # of the tokenizers of SigLIP and of SigLIP 2, which their configurations do not state
 
@@ -40,10 +44,11 @@ def plan_hub_clip(location: str, options: Options) -> Plan:
     their full length by `get_text_features`. transformers' zero-shot pipeline takes a softmax over the candidate
     labels for the converted model, not SigLIP's sigmoid for each one, because it goes by the model type.
 
-    Raises `UserError` for another model type, a folder that does not load or lacks weights, and an image processor
-    whose steps a `CLIPImageProcessor` does not have.
+    Raises `UserError` for another model type, a folder that is not there, does not load or lacks weights, and an image
+    processor whose steps a `CLIPImageProcessor` does not have.
     """
     config_class, model_class = model_kind(options)
+    location = place(location)
     source = read_config(location)
     model = read_model(location, source)
     state = {
@@ -77,12 +82,26 @@ def hub_clip_keys() -> KeyMap:
     return KeyMap([*rules, move("logit_scale", "logit_scale"), move("logit_bias", "logit_bias")])
 
 
+def place(location: str) -> str:
+    """A folder, with `~` resolved, or a Hub id; raises `UserError` for a file and for the path of no folder."""
+    path = Path(location).expanduser()
+    if path.is_dir():
+        return str(path)
+    if path.exists():
+        raise UserError(f"{location} is a file: give the folder that it lies in, with its config.json")
+    if location.startswith((".", "~", "/")) or location.count("/") > 1 or location.endswith("/") or "\\" in location:
+        raise UserError(f"there is no such folder: {location}")
+    return location
+
+
 def read_config(location: str) -> PreTrainedConfig:
     """The configuration at `location`; raises `UserError` unless it is of one of `MODEL_TYPES`."""
     try:
         config = AutoConfig.from_pretrained(location, trust_remote_code=False)
     except (OSError, ValueError) as error:
-        raise UserError(f"{location} has no configuration that transformers reads: {first_sentence(error)}") from error
+        kind = "" if Path(location).is_dir() else "is no folder here, and as a Hub id it "
+        reason = first_sentence(error)
+        raise UserError(f"{location} {kind}has no configuration that transformers reads: {reason}") from error
     kind = config.model_type
     if kind in MODEL_TYPES:
         return config
@@ -99,7 +118,9 @@ def read_model(location: str, config: PreTrainedConfig) -> PreTrainedModel:
         model, found = AutoModel.from_pretrained(
             location, config=config, dtype=torch.float32, trust_remote_code=False, output_loading_info=True
         )
-    except (OSError, ValueError, RuntimeError, SafetensorError, UnpicklingError) as error:
+    except UnpicklingError as error:
+        raise UserError(f"{location} does not load: {unsafe_part(error)}") from error
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise UserError(f"{location} does not load: {first_sentence(error)}") from error
     for what in ("missing_keys", "unexpected_keys", "mismatched_keys"):
         names = sorted(map(str, found.get(what) or ()))
@@ -182,6 +203,13 @@ def siglip_tokens(location: str, text: PreTrainedConfig) -> tuple[dict[str, int]
         raise UserError(f"the tokenizer of {location} must name a token that pads and one that ends a text")
     names = ("pad_token_id", "bos_token_id", "eos_token_id")
     return {name: getattr(tokenizer, name) for name in names}, []
+
+
+def unsafe_part(error: UnpicklingError) -> str:
+    """What a pickle of weights holds beside tensors, and the way out; torch's message names it amid advice."""
+    found = FOREIGN_GLOBAL.search(str(error))
+    what = f"its weights hold {shown(found[1])}" if found else "its weights are damaged or hold more than tensors"
+    return f"{what}; refused: save the tensors alone, with save_pretrained, as model.safetensors"
 
 
 def first_sentence(error: BaseException) -> str:

@@ -15,11 +15,16 @@ SHOWN_KEYS = 20
 
 
 class Move(NamedTuple):
-    """One foreign tensor and the names of ours that it became; `how` is "", "transposed" or "split in n"."""
+    """One foreign tensor and the names of ours that it became.
+
+    how: "", "transposed" or "split in n". dtype, shape: the foreign tensor's, the dtype without `torch.`.
+    """
 
     source: str
     targets: tuple[str, ...]
     how: str
+    dtype: str = ""
+    shape: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -78,7 +83,7 @@ class KeyMap:
             if any(target in ours for target in targets):
                 raise UserError(f"two tensors of the checkpoint would become {targets[0]}; the second is {name}")
             ours.update(zip(targets, cut(name, tensor, rule)))
-            moves.append(Move(name, targets, rule.how))
+            moves.append(Move(name, targets, rule.how, str(tensor.dtype).removeprefix("torch."), tuple(tensor.shape)))
         if unknown:
             raise UserError(f"{len(unknown)} tensors of the checkpoint have no place in this model: {listed(unknown)}")
         return ours, moves

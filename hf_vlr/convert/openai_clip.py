@@ -26,6 +26,7 @@ MODEL_KINDS: dict[str, tuple[type[UniCLConfig], type[UniCLPreTrainedModel]]] = {
 }
 # numbers that OpenAI's archives keep beside the weights
 SCALARS = ("input_resolution", "context_length", "vocab_size")
+PARALLEL = "module."
 CAUSAL_MASK = "attn_mask"
 BATCHES = "num_batches_tracked"
 
@@ -33,9 +34,14 @@ BATCHES = "num_batches_tracked"
 def plan_openai_clip(state: Mapping[str, Tensor], options: Options) -> Plan:
     """What becomes of the state dict of one of OpenAI's archives, ViT or modified ResNet.
 
-    Raises `UserError` for a state dict that is no such one, or whose numbers contradict its tensors.
+    Names may begin with `module.`, which data-parallel training adds, and the log of the inverse temperature may be a
+    vector of length one. Raises `UserError` for a state dict that is no such one, or whose numbers contradict its
+    tensors.
     """
     config_class, model_class = model_kind(options)
+    state, notes = without_parallel(state)
+    if "logit_scale" in state and state["logit_scale"].shape == (1,):
+        state = {**state, "logit_scale": state["logit_scale"].reshape(())}
     vision, text = vision_settings(state, options), text_settings(state, options)
     check_scalars(state, vision, text)
     config = config_class(
@@ -53,6 +59,7 @@ def plan_openai_clip(state: Mapping[str, Tensor], options: Options) -> Plan:
         ImagePreset(vision["image_size"], OPENAI_MEAN, OPENAI_STD),
         batch_counters(weights),
         dropped,
+        notes=notes,
     )
 
 
@@ -122,6 +129,8 @@ def text_settings(
     says otherwise. Raises `UserError` for tensors that are missing.
     """
     vocabulary, width = shape(state, f"{prefix}token_embedding.weight", 2)
+    if vocabulary < 2:
+        raise UserError(f"{prefix}token_embedding.weight must have a row for the begin and one for the end of a text")
     return {
         "model_type": "clip_text_model",
         "vocab_size": vocabulary,
@@ -177,12 +186,14 @@ def grid_side(state: Mapping[str, Tensor], name: str) -> int:
 
 
 def shape(state: Mapping[str, Tensor], name: str, axes: int) -> tuple[int, ...]:
-    """The shape of a tensor; raises `UserError` when it is not there or has another number of axes."""
+    """The shape of a tensor; raises `UserError` when it is not there, has another number of axes, or is empty."""
     if name not in state:
         raise UserError(f"this is no CLIP checkpoint: it has no tensor {name}")
     found = tuple(state[name].shape)
     if len(found) != axes:
         raise UserError(f"{name} must have {axes} axes, its shape is {found}")
+    if 0 in found:
+        raise UserError(f"{name} is empty, its shape is {found}: the checkpoint is damaged or was cut down")
     return found
 
 
@@ -199,6 +210,14 @@ def check_scalars(state: Mapping[str, Tensor], vision: Mapping[str, Any], text: 
     for name, value in zip(SCALARS, expected):
         if name in state and scalar(state, name) != value:
             raise UserError(f"the checkpoint states {name} {scalar(state, name):g}, its tensors say {value}")
+
+
+def without_parallel(state: Mapping[str, Tensor]) -> tuple[Mapping[str, Tensor], list[str]]:
+    """The tensors without the prefix that data-parallel training gives all names, and a note where there was one."""
+    if not state or not all(name.startswith(PARALLEL) for name in state):
+        return state, []
+    whole = {name.removeprefix(PARALLEL): tensor for name, tensor in state.items()}
+    return whole, [f"names of the checkpoint are shown without the prefix {PARALLEL} that all of them have"]
 
 
 def without_constants(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, str]]:

@@ -3,7 +3,7 @@
 import json
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -41,7 +41,7 @@ def write(
     model: UniCLPreTrainedModel,
     processor: CLIPProcessor | CLIPImageProcessor,
     format: str,
-    source: str | Path,
+    sources: Sequence[Path],
 ) -> None:
     """Write the folder beside its place, read the weights back, and only then move it there."""
     folder = conversion.folder
@@ -50,11 +50,12 @@ def write(
         model.save_pretrained(beginning)
         processor.save_pretrained(beginning)
         check_written(beginning, conversion.tensors)
-        rows = [{"source": m.source, "targets": list(m.targets), "how": m.how} for m in conversion.moves]
-        record = {"format": format, "source": Path(source).name, "moves": rows, "dropped": dict(conversion.dropped)}
+        rows = [{**move._asdict(), "shape": list(move.shape)} for move in conversion.moves]
+        names = [path.name for path in sources]
+        record = {"format": format, "sources": names, "moves": rows, "dropped": dict(conversion.dropped)}
         record |= {"made": list(conversion.made), "interpolated": [list(row) for row in conversion.interpolated]}
         (beginning / MOVES_FILE).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-        write_card(beginning, conversion, format, source)
+        write_card(beginning, conversion, format, sources[0], sources[1:])
         if folder.is_dir():
             folder.rmdir()
         beginning.rename(folder)

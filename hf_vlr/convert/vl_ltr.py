@@ -1,13 +1,14 @@
 """VL-LTR's checkpoints: stage 1 (CVLP) and stage 2 (LGR), over a ViT or CLIP's modified ResNet."""
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from hf_vlr.convert.archive import read_archive
-from hf_vlr.convert.class_files import read_class_names, read_counts
+from hf_vlr.convert.class_files import read_counts, read_labels
 from hf_vlr.convert.clip_keys import projection_rules, resnet_rules, text_rules, vit_rules
 from hf_vlr.convert.keymap import KeyMap, Rule, move, prefixed
 from hf_vlr.convert.openai_clip import projection_dim, text_settings, vision_settings
@@ -57,7 +58,9 @@ def plan_recogniser(state: Mapping[str, Tensor], arguments: Mapping[str, Any], o
     classes, anchors, width = state[ANCHORS].shape
     if classes < 2 or not anchors:
         raise UserError(f"{ANCHORS} has the shape {tuple(state[ANCHORS].shape)}: a recogniser has two classes or more")
-    names = read_class_names(options.labels, classes) if options.labels else [f"class {i}" for i in range(classes)]
+    names, named = [f"class {i}" for i in range(classes)], "class names unknown: class 0, … (--labels FILE names them)"
+    if options.labels:
+        names, named = read_labels(options.labels, classes)
     weight, reason = fusion_weight(arguments, classes, options)
     detached = options.detach_norm
     if detached is None:
@@ -88,14 +91,15 @@ def plan_recogniser(state: Mapping[str, Tensor], arguments: Mapping[str, Any], o
     if not bool(mask.any()):
         origin += "; CHECK THIS: a recogniser without a single anchor knows no language"
     notes = [
+        named,
         f"fusion weight {weight:g} of the visual branch ({reason})",
         f"norm gradient {'detached' if detached else 'kept'}",
         f"{int(mask.sum())} of {mask.numel()} anchors are real ({origin}); their sentences are not in the checkpoint",
     ]
     if not text:
         notes.append("no text tower in the checkpoint: free text cannot be read (--stage1 FILE brings one)")
-    if not options.labels:
-        notes.append("class names unknown: class 0, class 1, … (--labels FILE names them)")
+    else:
+        notes.append(f"the text tower is that of {Path(options.stage1).name}")
     return Plan(
         VLLTRForImageClassification,
         config,
