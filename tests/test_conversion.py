@@ -397,3 +397,24 @@ def test_a_card_names_both_sources_of_a_stage_2(tmp_path):
     card = (tmp_path / "out" / "README.md").read_text()
     assert STAGE_2.name in card and first.name in card
     assert len(re.findall(r"[0-9a-f]{64}", card)) == 2
+
+
+def test_a_converted_unicl_runs_zero_shot_with_clips_own_tokenizer(tiny, tmp_path):
+    open_clip = pytest.importorskip("open_clip", reason="open_clip_torch is in the extra [convert]")
+    words = {"vocab_size": 49408, "bos_token_id": 49406, "eos_token_id": 49407, "pad_token_id": 49407}
+    text = {**tiny.TEXT_TOWERS["clip"], **words, "max_position_embeddings": 77, "hidden_act": "quick_gelu"}
+    torch.manual_seed(0)
+    original = UniCLModel(tiny.config(vision="swin", text_config={**text, "layer_norm_eps": 1e-12}))
+    torch.save({"model": restore(original, "unicl"), "epoch": 3}, tmp_path / "file.pth")
+    convert("unicl", tmp_path / "file.pth", tmp_path / "out", text_heads=2)
+    labels, picture = ["a fox, drawn in ink", "two wolves"], tiny.picture()
+    classify = pipeline("zero-shot-image-classification", model=str(tmp_path / "out"))
+    found = {one["label"]: one["score"] for one in classify(picture, candidate_labels=labels, hypothesis_template="{}")}
+    inputs = AutoProcessor.from_pretrained(tmp_path / "out")(
+        text=labels, images=picture, return_tensors="pt", padding="max_length"
+    )
+    theirs = open_clip.tokenize(labels)
+    assert torch.equal(inputs["input_ids"][theirs != 0], theirs[theirs != 0])
+    with torch.no_grad():
+        expected = dict(zip(labels, original.eval()(**inputs).logits_per_image.softmax(-1)[0].tolist()))
+    assert found == pytest.approx(expected, rel=1e-4)
