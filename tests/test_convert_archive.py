@@ -22,7 +22,7 @@ crafted = importlib.util.module_from_spec(SPEC)
 SPEC.loader.exec_module(crafted)
 same, named, value, zipped = crafted.same, crafted.named, crafted.value, crafted.zipped
 
-GOLDEN = Path(__file__).parents[2] / "shared" / "golden"
+GOLDEN = Path(__file__).with_name("golden")
 LEGACY = {"_use_new_zipfile_serialization": False}
 
 
@@ -293,7 +293,6 @@ def test_torchscript_values_beside_the_tensors(file):
     assert (list(found), found.scalars) == (["visual.w"], {"visual.where": "cpu", "size": 32})
 
 
-@pytest.mark.skipif(not GOLDEN.is_dir(), reason="the golden checkpoints of the original implementations are not here")
 @pytest.mark.parametrize("name", sorted(path.name for path in GOLDEN.glob("*.pth")))
 def test_original_checkpoints(name):
     archive = read_archive(GOLDEN / name)
