@@ -4,13 +4,13 @@ import json
 
 import pytest
 
-from hf_vlr.convert.class_files import read_class_names, read_counts, read_labels
+from hf_vlr.convert.class_files import read_counts, read_labels
 from hf_vlr.errors import UserError
 
 
 def names(tmp_path, text, count, file="labels.txt"):
     (tmp_path / file).write_text(text, encoding="utf-8")
-    return read_class_names(str(tmp_path / file), count)
+    return read_labels(str(tmp_path / file), count)[0]
 
 
 @pytest.mark.parametrize(
@@ -100,7 +100,7 @@ def test_how_a_file_was_read_is_said(tmp_path, file, text, note):
     count = text.count("\n") or text.count('"a') + text.count('"b"')
     found, said = read_labels(str(tmp_path / file), count)
     assert said == f"class names from {note}"
-    assert found == read_class_names(str(tmp_path / file), count)
+    assert found == read_labels(str(tmp_path / file), count)[0]
 
 
 @pytest.mark.parametrize(
@@ -138,7 +138,7 @@ def test_a_label_file_that_is_wrong_is_named(tmp_path, name, text, message):
     if text is not None:
         (tmp_path / name).write_text(text, encoding="utf-8")
     with pytest.raises(UserError, match=message) as caught:
-        read_class_names(str(tmp_path / name), 2)
+        read_labels(str(tmp_path / name), 2)
     assert name in str(caught.value) and str(caught.value).isprintable()
 
 

@@ -5,8 +5,7 @@ from typing import Any
 import click
 
 from hf_vlr.cli.output import say
-
-FORMATS = ("vl-ltr", "unicl", "openai-clip", "hf-clip", "open-clip")
+from hf_vlr.convert import FORMATS
 
 
 @click.command()

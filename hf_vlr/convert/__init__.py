@@ -5,7 +5,9 @@ from typing import Any
 
 _EXPORTS = {"convert": "conversion", "restore": "restoration"}
 
-__all__ = ["convert", "restore"]
+FORMATS = ("vl-ltr", "unicl", "openai-clip", "hf-clip", "open-clip")
+
+__all__ = ["FORMATS", "convert", "restore"]
 
 
 def __getattr__(name: str) -> Any:

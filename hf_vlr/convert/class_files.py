@@ -28,11 +28,6 @@ class Entry(NamedTuple):
     mark: str
 
 
-def read_class_names(path: str, num_classes: int) -> list[str]:
-    """C unique class names, by index; see `read_labels`."""
-    return read_labels(path, num_classes)[0]
-
-
 def read_labels(path: str, num_classes: int) -> tuple[list[str], str]:
     """C unique class names, by index, and a note that says how the file was read.
 

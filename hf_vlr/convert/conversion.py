@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from transformers import AutoTokenizer, CLIPImageProcessor, CLIPProcessor, PreTrainedConfig, PreTrainedTokenizerBase
 
+from hf_vlr.convert import FORMATS
 from hf_vlr.convert.archive import Weights, read_archive
 from hf_vlr.convert.clip_tokenizer import clip_tokenizer
 from hf_vlr.convert.hub_clip import plan_hub_clip
@@ -21,9 +22,9 @@ from hf_vlr.convert.positions import leading_positions, position_name, resize_po
 from hf_vlr.convert.unicl import plan_unicl
 from hf_vlr.convert.vl_ltr import plan_vl_ltr
 from hf_vlr.errors import UserError
+from hf_vlr.modeling.configuration_clip_resnet import REDUCTION
 from hf_vlr.modeling.modeling_unicl import UniCLPreTrainedModel
 
-FORMATS = ("vl-ltr", "unicl", "openai-clip", "hf-clip", "open-clip")
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 NO_TOKENIZER = "none"
 # 2048 pixels in patches of 14 are 21,000 positions, more than any published tower has
@@ -148,7 +149,7 @@ def fit_image_size(plan: Plan, size: int | None) -> ImagePreset:
     vision = plan.config.vision_config
     if not hasattr(vision, "image_size"):
         raise UserError(f"a {vision.model_type} tower keeps no image size: leave --image-size out")
-    unit = 32 if vision.model_type == "clip_resnet" else getattr(vision, "patch_size", 1)
+    unit = REDUCTION if vision.model_type == "clip_resnet" else getattr(vision, "patch_size", 1)
     if isinstance(unit, int) and size % unit:
         raise UserError(f"--image-size {size} is no multiple of {unit}, the patch of this tower")
     vision.image_size = size
@@ -170,7 +171,7 @@ def fit_positions(state: dict[str, Tensor], config: PreTrainedConfig) -> list[tu
 def grid_side(vision: PreTrainedConfig) -> int | None:
     """Positions along a side of the image, for towers that have a learned one for each; else None."""
     if vision.model_type == "clip_resnet":
-        return vision.image_size // 32
+        return vision.image_size // REDUCTION
     patch, size = getattr(vision, "patch_size", None), getattr(vision, "image_size", None)
     return size // patch if isinstance(patch, int) and isinstance(size, int) else None
 

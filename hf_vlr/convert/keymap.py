@@ -1,6 +1,7 @@
 """Tables of parameter names that are read in both directions: foreign names to ours, and back, bit for bit."""
 
 import re
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -158,7 +159,14 @@ def cut(name: str, tensor: Tensor, rule: Rule) -> list[Tensor]:
 
 
 def listed(names: Iterable[str]) -> str:
-    """Names for a message: all of a few, the first of many."""
+    """Names for a message: each of a few; of many every family, with `*` for the numbers of blocks and its count."""
     names = list(names)
-    more = f" and {len(names) - SHOWN_KEYS} more" if len(names) > SHOWN_KEYS else ""
-    return ", ".join(names[:SHOWN_KEYS]) + more
+    if len(names) <= SHOWN_KEYS:
+        return ", ".join(names)
+    families = Counter(map(numberless, names))
+    return ", ".join(f"{family} ({times})" if times > 1 else family for family, times in families.items())
+
+
+def numberless(name: str) -> str:
+    """A name with `*` for the numbers of blocks."""
+    return re.sub(r"(?<=\.)\d+(?=\.)", "*", name)

@@ -23,7 +23,7 @@ from hf_vlr.convert.open_clip_settings import (
     text_tower,
     vision_tower,
 )
-from hf_vlr.convert.openai_clip import batch_counters, model_kind, without_constants
+from hf_vlr.convert.openai_clip import batch_counters, model_kind, without_constants, without_parallel
 from hf_vlr.convert.plan import Options, Plan
 from hf_vlr.errors import UserError
 
@@ -32,7 +32,6 @@ CONFIG_FILE = "open_clip_config.json"
 WEIGHT_FILES = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
 DEFAULT_IMAGE_SIZE = 224
-PARALLEL = "module."
 
 
 class Source(NamedTuple):
@@ -143,9 +142,7 @@ def download(repository: str) -> tuple[Path, Path]:
 
 def read_weights(path: Path) -> dict[str, Tensor]:
     """The tensors of a file by name, without the prefix that data-parallel training gives them."""
-    weights = read_archive(path).weights()
-    parallel = all(name.startswith(PARALLEL) for name in weights)
-    return {name.removeprefix(PARALLEL) if parallel else name: tensor for name, tensor in weights.items()}
+    return dict(without_parallel(read_archive(path).weights())[0])
 
 
 def architecture_settings(name: str | None) -> Mapping[str, Any]:

@@ -16,9 +16,10 @@ from hf_vlr.convert.keymap import KeyMap
 from hf_vlr.convert.plan import OPENAI_MEAN, OPENAI_STD, ImagePreset, Options, Plan
 from hf_vlr.errors import UserError
 from hf_vlr.modeling import UniCLConfig, UniCLModel, VLLTRConfig, VLLTRModel
+from hf_vlr.modeling.configuration_clip_resnet import REDUCTION
 from hf_vlr.modeling.modeling_unicl import UniCLPreTrainedModel
 
-HEAD_WIDTH, REDUCTION = 64, 32
+HEAD_WIDTH = 64
 LAYER_NORM_EPS = 1e-5
 MODEL_KINDS: dict[str, tuple[type[UniCLConfig], type[UniCLPreTrainedModel]]] = {
     "unicl": (UniCLConfig, UniCLModel),
@@ -40,8 +41,7 @@ def plan_openai_clip(state: Mapping[str, Tensor], options: Options) -> Plan:
     """
     config_class, model_class = model_kind(options)
     state, notes = without_parallel(state)
-    if "logit_scale" in state and state["logit_scale"].shape == (1,):
-        state = {**state, "logit_scale": state["logit_scale"].reshape(())}
+    state = with_scalar_temperature(state)
     vision, text = vision_settings(state, options), text_settings(state, options)
     check_scalars(state, vision, text)
     config = config_class(
@@ -218,6 +218,13 @@ def without_parallel(state: Mapping[str, Tensor]) -> tuple[Mapping[str, Tensor],
         return state, []
     whole = {name.removeprefix(PARALLEL): tensor for name, tensor in state.items()}
     return whole, [f"names of the checkpoint are shown without the prefix {PARALLEL} that all of them have"]
+
+
+def with_scalar_temperature(state: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    """The tensors with a `logit_scale` of one element as the single number that it is."""
+    if "logit_scale" not in state or state["logit_scale"].shape != (1,):
+        return state
+    return {**state, "logit_scale": state["logit_scale"].reshape(())}
 
 
 def without_constants(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, str]]:

@@ -12,7 +12,7 @@ from rich.table import Table
 from rich.text import Text
 from torch import Tensor
 
-from hf_vlr.convert.keymap import Move
+from hf_vlr.convert.keymap import Move, numberless
 
 if TYPE_CHECKING:
     from hf_vlr.convert.conversion import Conversion
@@ -170,11 +170,6 @@ def split_block(name: str) -> tuple[str, str, str]:
     """A name before, at and after its first number of a block."""
     found = re.match(r"(.*?\.)(\d+)\.(.*)", name)
     return (found[1], found[2], found[3]) if found else (name, "", "")
-
-
-def numberless(name: str) -> str:
-    """A name with `*` for the numbers of blocks."""
-    return re.sub(r"(?<=\.)\d+(?=\.)", "*", name)
 
 
 def stem(name: str) -> str:

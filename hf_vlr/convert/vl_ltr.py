@@ -11,7 +11,13 @@ from hf_vlr.convert.archive import read_archive
 from hf_vlr.convert.class_files import read_counts, read_labels
 from hf_vlr.convert.clip_keys import projection_rules, resnet_rules, text_rules, vit_rules
 from hf_vlr.convert.keymap import KeyMap, Rule, move, prefixed
-from hf_vlr.convert.openai_clip import projection_dim, text_settings, vision_settings
+from hf_vlr.convert.openai_clip import (
+    projection_dim,
+    text_settings,
+    vision_settings,
+    with_scalar_temperature,
+    without_parallel,
+)
 from hf_vlr.convert.plan import RECOGNISER_OPTIONS, ImagePreset, Options, Plan, as_flag
 from hf_vlr.data.corpus import ClassTextCorpus
 from hf_vlr.errors import UserError
@@ -126,12 +132,9 @@ def read_text_tower(path: str, stage2: Mapping[str, Tensor]) -> dict[str, Tensor
     return tower
 
 
-def plain_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """A state dict without the prefix `module.` of data parallelism, and with a temperature that is one number."""
-    plain = {name.removeprefix("module."): tensor for name, tensor in state.items()}
-    if "logit_scale" in plain and plain["logit_scale"].numel() == 1:
-        plain["logit_scale"] = plain["logit_scale"].reshape(())
-    return plain
+def plain_names(state: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    """A state dict without the prefix of data parallelism, and with a temperature that is one number."""
+    return with_scalar_temperature(without_parallel(state)[0])
 
 
 def dual_encoder_keys(config: VLLTRConfig) -> KeyMap:

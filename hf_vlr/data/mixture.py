@@ -1,5 +1,6 @@
 """Several sources as one training set in the image-text-label space (UniCL, §3)."""
 
+from collections import Counter
 from collections.abc import Sequence
 
 import numpy as np
@@ -57,7 +58,8 @@ def mix(first: ImageSource, others: Sequence[ImageSource]) -> ImageSource:
     names = list(first.class_names)
     labels = [first.labels]
     for source in others:
-        index = [concept(name, names) for name in source.class_names]
+        known = concepts(names)
+        index = [known.get(called(name)) for name in source.class_names]
         for at, name in enumerate(source.class_names):
             if index[at] is None:
                 index[at] = len(names)
@@ -76,7 +78,12 @@ def mix(first: ImageSource, others: Sequence[ImageSource]) -> ImageSource:
     )
 
 
-def concept(name: str, names: Sequence[str]) -> int | None:
-    """The one class of `names` that is called like `name`, or None."""
-    found = [at for at, other in enumerate(names) if spoken_name(other).lower() == spoken_name(name).lower()]
-    return found[0] if len(found) == 1 else None
+def concepts(names: Sequence[str]) -> dict[str, int]:
+    """The index of each name that exactly one class has, by the words that it is called."""
+    times = Counter(map(called, names))
+    return {called(name): at for at, name in enumerate(names) if times[called(name)] == 1}
+
+
+def called(name: str) -> str:
+    """A class name as words, whatever the case."""
+    return spoken_name(name).lower()
