@@ -142,6 +142,14 @@ def test_what_does_not_fit_is_listed_by_name(stage_2):
         converted(dict(stage_2) | {"visual.extra": torch.zeros(2)})
     with pytest.raises(UserError, match=r"1 of another shape: .*post_layernorm\.bias \(3,\) in place of \(64,\)"):
         converted(dict(stage_2) | {"visual.ln_post.bias": torch.zeros(3)})
+    # of many names every family is there, none is merely counted
+    many = dict(stage_2) | {
+        f"visual.extra.{i}.{leaf}": torch.zeros(2) for i in range(15) for leaf in ("weight", "bias")
+    }
+    with pytest.raises(
+        UserError, match=r"30 tensors .*: visual\.extra\.\*\.weight \(15\), visual\.extra\.\*\.bias \(15\)$"
+    ):
+        converted(many)
     with pytest.raises(UserError, match="this is no VL-LTR checkpoint"):
         converted({"fc.weight": torch.zeros(2, 2)})
 
