@@ -11,6 +11,10 @@ Three identities make that cheap:
 * the backward pass recomputes S tile by tile, so memory is O((N + U) D + tile) and work is 8 N U D
   floating-point operations: one product forward, three backward.
 
+Where the pairs of a batch are split over processes, each holds its own queries and the keys of all: rows are
+then final, columns are the log-add-exp of all processes', and the rest are sums over own queries. The pieces
+below that speak of own queries serve that case too; in a single process they are all N.
+
 Sources: UniCL (Yang et al., CVPR 2022), equations 1-3; VL-LTR (Tian et al., ECCV 2022), class-wise
 contrastive learning and distillation; CLIP (Radford et al., ICML 2021): the case of all labels different.
 """
@@ -70,18 +74,16 @@ def image_text_label_loss(
 
     Source: UniCL equations 1-3 as batch means; VL-LTR's class-wise loss, with label smoothing.
     """
-    _check_pairs(image_features, text_features, logit_scale, text_index, chunk_size)
-    _check_labels(labels, len(image_features), direction, label_smoothing)
+    check_pairs(image_features, text_features, logit_scale, text_index, chunk_size)
+    check_labels(labels, len(image_features), direction, label_smoothing)
     rows_weight, columns_weight = DIRECTIONS[direction]
-    pairs = len(labels)
-    with _full_precision(image_features):
-        queries, keys, multiplicity = _scaled_vectors(image_features, text_features, logit_scale, text_index)
+    with full_precision(image_features):
+        queries, keys = scaled_vectors(image_features, text_features, logit_scale)
+        multiplicity = text_multiplicity(keys, text_index)
         rows, columns = two_sided_log_sum_exp(queries, keys, multiplicity, chunk_size)
-        loss = rows_weight * rows.mean() + columns_weight * (multiplicity @ columns) / pairs
-        loss = loss - (1.0 - label_smoothing) * _mean_positive_logit(queries, keys, labels, text_index)
-        if label_smoothing > 0.0:
-            loss = loss - label_smoothing * (queries.mean(0) @ (multiplicity @ keys)) / pairs
-        return loss
+        target = target_logits(queries, keys, multiplicity, labels, text_index, label_smoothing)
+        loss = rows_weight * rows.sum() + columns_weight * (multiplicity * columns).sum() - target
+        return (loss / len(labels)).to(keys.dtype)
 
 
 def image_text_label_loss_reference(
@@ -141,26 +143,19 @@ def distillation_loss(
 
     Source: VL-LTR, distillation of the class-wise pre-training (no temperature beside the two scales).
     """
-    _check_pairs(image_features, text_features, logit_scale, text_index, chunk_size)
-    _check_pairs(teacher_image_features, teacher_text_features, teacher_logit_scale, text_index, chunk_size)
-    if len(teacher_image_features) != len(image_features) or len(teacher_text_features) != len(text_features):
-        raise ValueError("teacher and student must have the same numbers of images and of texts")
-    with _full_precision(image_features):
-        queries, keys, multiplicity = _scaled_vectors(image_features, text_features, logit_scale, text_index)
+    check_pairs(image_features, text_features, logit_scale, text_index, chunk_size)
+    check_teacher(image_features, text_features, teacher_image_features, teacher_text_features)
+    check_pairs(teacher_image_features, teacher_text_features, teacher_logit_scale, text_index, chunk_size)
+    with full_precision(image_features):
+        queries, keys = scaled_vectors(image_features, text_features, logit_scale)
+        multiplicity = text_multiplicity(keys, text_index)
         with torch.no_grad():
-            teacher = _scaled_vectors(teacher_image_features, teacher_text_features, teacher_logit_scale, text_index)
-            expected_keys, expected_queries = _teacher_expectations(
-                teacher[0].to(queries.dtype),
-                teacher[1].to(queries.dtype),
-                queries,
-                keys,
-                multiplicity,
-                chunk_size,
-            )
+            teacher = scaled_vectors(teacher_image_features, teacher_text_features, teacher_logit_scale)
+            teacher = [vectors.to(keys.dtype) for vectors in teacher]
+        teacher_sums = log_sums(*teacher, multiplicity, chunk_size)
         rows, columns = two_sided_log_sum_exp(queries, keys, multiplicity, chunk_size)
-        # The teacher's term is bilinear: its value is taken once, its gradient from either side.
-        agreement = (queries * expected_keys).sum() + ((keys - keys.detach()) * expected_queries).sum()
-        return 0.5 * (rows.sum() + multiplicity @ columns - agreement) / len(queries)
+        agreement = expected_logits(*teacher, *teacher_sums, queries, keys, multiplicity, chunk_size)
+        return (0.5 * (rows.sum() + (multiplicity * columns).sum() - agreement) / len(queries)).to(keys.dtype)
 
 
 def distillation_loss_reference(
@@ -195,68 +190,85 @@ def two_sided_log_sum_exp(
         chunk_size: queries in a tile; None takes a default by memory.
 
     Returns:
-        rows [N] and columns [U]. Both are exact wherever the logits lie: a tile whose logits spread too far
-        for one common shift takes its own maxima. Where queries are split over processes, rows are final and
-        columns combine by log-add-exp.
+        rows [N] and columns [U], in float64 where the device has it: a softmax is only as exact as its logarithm,
+        whose rounding grows with tau. They are right wherever the logits lie: a tile whose logits spread too far for
+        one common shift takes its own maxima.
+    """
+    rows, columns = log_sums(queries, keys, multiplicity, chunk_size)
+    return log_sums_with_gradient(queries, keys, multiplicity, rows, columns, chunk_size)
+
+
+@torch.no_grad()
+def log_sums(
+    queries: Tensor, keys: Tensor, multiplicity: Tensor, chunk_size: int | None = None
+) -> tuple[Tensor, Tensor]:
+    """The values of `two_sided_log_sum_exp` without gradients; no own queries (N = 0) give columns of -inf."""
+    chunk_size = chunk_size or _queries_per_tile(queries, keys)
+    wide = _widest(queries)
+    rows = queries.new_empty(len(queries), dtype=wide)
+    columns = queries.new_full((len(keys),), -torch.inf, dtype=wide)
+    for start in range(0, len(queries), chunk_size):
+        part = slice(start, start + chunk_size)
+        tile = queries[part] @ keys.T
+        shift = _shared_shift(tile)
+        if shift is None:
+            tile = tile.to(wide)
+            rows[part] = torch.logsumexp(tile + multiplicity.log(), 1)
+            tile_columns = torch.logsumexp(tile, 0)
+        else:
+            tile.sub_(shift).exp_()
+            rows[part] = (tile @ multiplicity).to(wide).log_().add_(shift)
+            tile_columns = tile.sum(0).to(wide).log_().add_(shift)
+        columns = torch.logaddexp(columns, tile_columns)
+    return rows, columns
+
+
+def log_sums_with_gradient(
+    queries: Tensor, keys: Tensor, multiplicity: Tensor, rows: Tensor, columns: Tensor, chunk_size: int | None = None
+) -> tuple[Tensor, Tensor]:
+    """`rows` and `columns`, values of `log_sums`, as functions of queries and keys.
+
+    The gradient is what the own queries contribute, so `columns` must be those of all processes.
     """
     chunk_size = chunk_size or _queries_per_tile(queries, keys)
-    return _TwoSidedLogSumExp.apply(queries, keys, multiplicity, chunk_size)
+    return _LogSums.apply(queries, keys, multiplicity, rows, columns, chunk_size)
 
 
-class _TwoSidedLogSumExp(torch.autograd.Function):
+class _LogSums(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: FunctionCtx, queries: Tensor, keys: Tensor, multiplicity: Tensor, chunk_size: int
+        ctx: FunctionCtx, queries: Tensor, keys: Tensor, multiplicity: Tensor, rows: Tensor, columns: Tensor, size: int
     ) -> tuple[Tensor, Tensor]:
-        rows = queries.new_empty(len(queries))
-        columns = queries.new_full((len(keys),), -torch.inf)
-        for start in range(0, len(queries), chunk_size):
-            part = slice(start, start + chunk_size)
-            tile = queries[part] @ keys.T
-            shift = _shared_shift(tile)
-            if shift is None:
-                rows[part] = torch.logsumexp(tile + multiplicity.log(), 1)
-                tile_columns = torch.logsumexp(tile, 0)
-            else:
-                tile.sub_(shift).exp_()
-                rows[part] = (tile @ multiplicity).log_().add_(shift)
-                tile_columns = tile.sum(0).log_().add_(shift)
-            columns = torch.logaddexp(columns, tile_columns)
         ctx.save_for_backward(queries, keys, multiplicity, rows, columns)
-        ctx.chunk_size = chunk_size
-        return rows, columns
+        ctx.chunk_size = size
+        return rows.clone(), columns.clone()
 
     @staticmethod
     @once_differentiable
     def backward(
         ctx: FunctionCtx, rows_gradient: Tensor, columns_gradient: Tensor
-    ) -> tuple[Tensor | None, Tensor | None, None, None]:
+    ) -> tuple[Tensor | None, Tensor | None, None, None, None, None]:
         queries, keys, multiplicity, rows, columns = ctx.saved_tensors
         need_queries, need_keys = ctx.needs_input_grad[:2]
         queries_gradient = torch.empty_like(queries) if need_queries else None
         keys_gradient = torch.zeros_like(keys) if need_keys else None
-        with _full_precision(queries):
+        with full_precision(queries):
             for start in range(0, len(queries), ctx.chunk_size):
                 part = slice(start, start + ctx.chunk_size)
-                weights = _tile_weights(
-                    queries[part] @ keys.T,
-                    rows[part],
-                    columns,
-                    rows_gradient[part],
-                    columns_gradient,
-                    multiplicity,
-                )
+                scales = rows_gradient[part], columns_gradient, multiplicity
+                weights = _tile_weights(queries[part] @ keys.T, rows[part], columns, *scales)
                 if need_queries:
                     torch.mm(weights, keys, out=queries_gradient[part])
                 if need_keys:
                     keys_gradient.addmm_(weights.T, queries[part])
-        return queries_gradient, keys_gradient, None, None
+        return queries_gradient, keys_gradient, None, None, None, None
 
 
 def _shared_shift(tile: Tensor) -> float | None:
-    """The middle of the tile's range, or None where one shift cannot serve every row and column."""
+    """About the middle of the tile's range, or None where one shift cannot serve every row and column."""
     low, high = torch.stack(tile.aminmax()).tolist()
-    return 0.5 * (low + high) if high - low <= SHARED_SHIFT_SPAN else None
+    # a whole number is the same in every dtype; nan and infinite logits go the other way and stay what they are
+    return float(round(0.5 * (low + high))) if high - low <= SHARED_SHIFT_SPAN else None
 
 
 def _tile_weights(
@@ -266,56 +278,32 @@ def _tile_weights(
     shift = _shared_shift(tile)
     if shift is None:
         row_softmax = (tile + (multiplicity.log() - rows[:, None])).exp_().mul_(row_scale[:, None])
-        return row_softmax.addcmul_(tile.sub_(columns).exp_(), column_scale.expand_as(tile))
-    row_factor = row_scale * (shift - rows).exp()
-    column_factor = column_scale * (shift - columns).exp()
+        return (row_softmax + (tile - columns).exp_().mul_(column_scale)).to(tile.dtype)
+    row_factor = (row_scale * (shift - rows).exp()).to(tile.dtype)
+    column_factor = (column_scale * (shift - columns).exp()).to(tile.dtype)
     factors = torch.addcmul(column_factor, row_factor[:, None], multiplicity)
     return tile.sub_(shift).exp_().mul_(factors)
 
 
-def _teacher_expectations(
-    teacher_queries: Tensor,
-    teacher_keys: Tensor,
+def target_logits(
     queries: Tensor,
     keys: Tensor,
     multiplicity: Tensor,
-    chunk_size: int | None,
-) -> tuple[Tensor, Tensor]:
-    """W @ keys [N, D], W.T @ queries [U, D]; W [N, U] the sum of the teacher's row and column softmaxes."""
-    rows, columns = two_sided_log_sum_exp(teacher_queries, teacher_keys, multiplicity, chunk_size)
-    expected_keys = torch.empty_like(queries)
-    expected_queries = torch.zeros_like(keys)
-    chunk_size = chunk_size or _queries_per_tile(queries, keys)
-    for start in range(0, len(queries), chunk_size):
-        part = slice(start, start + chunk_size)
-        tile = teacher_queries[part] @ teacher_keys.T
-        weights = _tile_weights(tile, rows[part], columns, torch.ones_like(rows[part]), multiplicity, multiplicity)
-        torch.mm(weights, keys, out=expected_keys[part])
-        expected_queries.addmm_(weights.T, queries[part])
-    return expected_keys, expected_queries
+    labels: Tensor,
+    text_index: Tensor | None,
+    label_smoothing: float,
+    first: int = 0,
+) -> Tensor:
+    """sum_i [(1 - eps) mean_{j: y_j = y_i} S_ij + eps mean_j S_ij] over the own queries i, S_ij = q_i . k_t(j).
 
-
-def _queries_per_tile(queries: Tensor, keys: Tensor) -> int:
-    budget = TILE_BYTES_CPU if queries.device.type == "cpu" else TILE_BYTES_ACCELERATOR
-    return max(1, budget // (len(keys) * queries.element_size()))
-
-
-def _scaled_vectors(
-    image_features: Tensor, text_features: Tensor, logit_scale: Tensor, text_index: Tensor | None
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Queries tau u [N, D], keys v [U, D] and how many pairs use each text [U], float32 or wider."""
-    dtype = torch.promote_types(torch.promote_types(image_features.dtype, text_features.dtype), torch.float32)
-    queries = F.normalize(image_features.to(dtype), dim=-1) * logit_scale.to(dtype).reshape(())
-    keys = F.normalize(text_features.to(dtype), dim=-1)
-    multiplicity = torch.ones(len(keys), dtype=dtype, device=keys.device)
-    if text_index is not None:
-        uses = torch.ones(len(text_index), dtype=dtype, device=keys.device)
-        multiplicity = torch.zeros_like(multiplicity).index_add_(0, text_index, uses)
-    return queries, keys, multiplicity
-
-
-def _mean_positive_logit(queries: Tensor, keys: Tensor, labels: Tensor, text_index: Tensor | None) -> Tensor:
-    """1/N sum_i mean_{j: y_j = y_i} q_i . k_t(j), from the sums of each class."""
+    Args:
+        queries: [n, D], those of pairs first .. first + n - 1.
+        keys: [U, D].
+        multiplicity: [U], how many of the N pairs use each text.
+        labels, text_index: [N], of all pairs; no text_index: pair i uses text i.
+        label_smoothing: eps.
+        first: the first own pair.
+    """
     pairs = len(labels)
     fresh = labels.max() + 1 + torch.arange(pairs, device=labels.device)
     labels = torch.where(labels < 0, fresh, labels)
@@ -323,9 +311,66 @@ def _mean_positive_logit(queries: Tensor, keys: Tensor, labels: Tensor, text_ind
     place = torch.searchsorted(labels.sort().values, labels)
     counts = queries.new_zeros(pairs).index_add_(0, place, queries.new_ones(pairs))
     texts = keys if text_index is None else keys.index_select(0, text_index)
-    query_sums = torch.zeros_like(queries).index_add(0, place, queries)
-    text_sums = torch.zeros_like(queries).index_add(0, place, texts)
-    return (query_sums * (text_sums / counts.clamp(min=1)[:, None])).sum() / pairs
+    means = keys.new_zeros(pairs, keys.shape[1]).index_add(0, place, texts) / counts.clamp(min=1)[:, None]
+    own = place[first : first + len(queries)]
+    target = (1.0 - label_smoothing) * (queries * means.index_select(0, own)).sum(dtype=_widest(queries))
+    if label_smoothing > 0.0:
+        target = target + label_smoothing * (queries.sum(0) @ (multiplicity @ keys)) / pairs
+    return target
+
+
+def expected_logits(
+    teacher_queries: Tensor,
+    teacher_keys: Tensor,
+    teacher_rows: Tensor,
+    teacher_columns: Tensor,
+    queries: Tensor,
+    keys: Tensor,
+    multiplicity: Tensor,
+    chunk_size: int | None = None,
+) -> Tensor:
+    """sum_iu W_iu q_i . k_u over the own queries i, W the teacher's row softmax plus its column softmax.
+
+    The teacher's log-sums are those of `log_sums` (columns of all processes); multiplicities are within W.
+    """
+    keys_sum, queries_sum = torch.empty_like(queries), torch.zeros_like(keys)
+    chunk_size = chunk_size or _queries_per_tile(queries, keys)
+    with torch.no_grad():
+        ones = torch.ones_like(teacher_rows)
+        for start in range(0, len(queries), chunk_size):
+            part = slice(start, start + chunk_size)
+            tile = teacher_queries[part] @ teacher_keys.T
+            weights = _tile_weights(tile, teacher_rows[part], teacher_columns, ones[part], multiplicity, multiplicity)
+            torch.mm(weights, keys, out=keys_sum[part])
+            queries_sum.addmm_(weights.T, queries[part])
+    # The sum is bilinear: its value is taken once, its gradient from either side.
+    return (queries * keys_sum).sum(dtype=_widest(queries)) + ((keys - keys.detach()) * queries_sum).sum()
+
+
+def _widest(tensor: Tensor) -> torch.dtype:
+    return tensor.dtype if tensor.device.type == "mps" else torch.float64
+
+
+def _queries_per_tile(queries: Tensor, keys: Tensor) -> int:
+    budget = TILE_BYTES_CPU if queries.device.type == "cpu" else TILE_BYTES_ACCELERATOR
+    return max(1, budget // (len(keys) * queries.element_size()))
+
+
+def scaled_vectors(
+    image_features: Tensor, text_features: Tensor, logit_scale: Tensor, dtype: torch.dtype = torch.float32
+) -> tuple[Tensor, Tensor]:
+    """Queries tau u [N, D] and keys v [U, D], of the features' dtype or of `dtype`, whichever is wider."""
+    for features in (image_features, text_features):
+        dtype = torch.promote_types(dtype, features.dtype)
+    queries = F.normalize(image_features.to(dtype), dim=-1) * logit_scale.to(dtype).reshape(())
+    return queries, F.normalize(text_features.to(dtype), dim=-1)
+
+
+def text_multiplicity(keys: Tensor, text_index: Tensor | None) -> Tensor:
+    """How many pairs use each text [U], in the dtype of the keys."""
+    if text_index is None:
+        return keys.new_ones(len(keys))
+    return keys.new_zeros(len(keys)).index_add_(0, text_index, keys.new_ones(len(text_index)))
 
 
 def _dense_logits(
@@ -335,19 +380,24 @@ def _dense_logits(
     return logit_scale * F.normalize(image_features, dim=-1) @ F.normalize(texts, dim=-1).T
 
 
-def _full_precision(tensor: Tensor) -> torch.autocast:
+def full_precision(tensor: Tensor) -> torch.autocast:
+    """A context without autocast on the tensor's device."""
     return torch.autocast(device_type=tensor.device.type, enabled=False)
 
 
-def _check_pairs(
+def check_pairs(
     image_features: Tensor,
     text_features: Tensor,
     logit_scale: Tensor,
     text_index: Tensor | None,
     chunk_size: int | None,
+    *,
+    may_be_empty: bool = False,
 ) -> None:
+    """Raise ValueError unless features, scale, text index and chunk size fit each other."""
     images, texts = tuple(image_features.shape), tuple(text_features.shape)
-    if len(images) != 2 or len(texts) != 2 or images[1] != texts[1] or 0 in images + texts:
+    fit = len(images) == 2 and len(texts) == 2 and images[1] == texts[1] > 0
+    if not fit or not (may_be_empty or (images[0] and texts[0])):
         raise ValueError(f"features must be [N, D] and [U, D], not empty; got {images} and {texts}")
     if logit_scale.numel() != 1:
         raise ValueError(f"logit_scale must be one number, got shape {tuple(logit_scale.shape)}")
@@ -359,15 +409,25 @@ def _check_pairs(
         return
     if tuple(text_index.shape) != images[:1] or text_index.dtype not in (torch.int64, torch.int32):
         raise ValueError(f"text_index must hold {images[0]} integers, got {text_index.dtype} {tuple(text_index.shape)}")
-    low, high = torch.stack(text_index.aminmax()).tolist()
-    if low < 0 or high >= texts[0]:
-        raise ValueError(f"text_index must lie in [0, {texts[0]}), got {low} to {high}")
+    if images[0]:
+        low, high = torch.stack(text_index.aminmax()).tolist()
+        if low < 0 or high >= texts[0]:
+            raise ValueError(f"text_index must lie in [0, {texts[0]}), got {low} to {high}")
 
 
-def _check_labels(labels: Tensor, pairs: int, direction: str, label_smoothing: float) -> None:
+def check_teacher(
+    image_features: Tensor, text_features: Tensor, teacher_image_features: Tensor, teacher_text_features: Tensor
+) -> None:
+    """Raise ValueError unless the teacher has as many rows as the student."""
+    if len(teacher_image_features) != len(image_features) or len(teacher_text_features) != len(text_features):
+        raise ValueError("teacher and student must have the same numbers of images and of texts")
+
+
+def check_labels(labels: Tensor, pairs: int, direction: str, label_smoothing: float) -> None:
+    """Raise ValueError unless the labels are those of `pairs` pairs, and the options known."""
     if tuple(labels.shape) != (pairs,) or labels.dtype not in (torch.int64, torch.int32):
         raise ValueError(f"labels must hold {pairs} integers, got {labels.dtype} {tuple(labels.shape)}")
-    if int(labels.min()) < -1:
+    if pairs and int(labels.min()) < -1:
         raise ValueError(f"labels must be -1 (image-text pair) or a class >= 0, got {int(labels.min())}")
     if direction not in DIRECTIONS:
         raise ValueError(f"direction must be one of {sorted(DIRECTIONS)}, got {direction!r}")
