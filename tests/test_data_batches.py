@@ -6,10 +6,10 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from torch.utils.data import DataLoader
 from transformers import PreTrainedTokenizerFast
 
-from hf_vlr.data.batches import Collator, EpochBatches, TrainingSet
+from hf_vlr.data.batches import Collator, EpochBatches, Key, TrainingSet
 from hf_vlr.data.corpus import ClassTextCorpus, TextRow
 from hf_vlr.data.source import ImageSource
-from hf_vlr.data.transforms import build_eval_transform, build_train_transform
+from hf_vlr.data.transforms import build_eval_transform, build_train_transform, split_scaling
 from hf_vlr.errors import UserError
 
 MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.3, 0.4)
@@ -45,10 +45,10 @@ def make_tokenizer() -> PreTrainedTokenizerFast:
 @pytest.mark.parametrize("augment", ["light", "strong"])
 def test_a_sample_is_a_function_of_its_key(augment: str) -> None:
     data = make_set(augment)
-    first = data[(1, 5, 3)]
+    first = data[Key(1, 5, 3)]
     torch.rand(3)
-    data[(0, 0, 0)]
-    again = make_set(augment)[(1, 5, 3)]
+    data[Key(0, 0, 0)]
+    again = make_set(augment)[Key(1, 5, 3)]
     assert torch.equal(first["image"], again["image"])
     assert first["text"] == again["text"]
     assert (first["label"], first["index"]) == (0, 3)
@@ -57,34 +57,34 @@ def test_a_sample_is_a_function_of_its_key(augment: str) -> None:
 def test_repetitions_of_an_image_differ_and_the_callers_generator_is_untouched() -> None:
     data = make_set()
     state = torch.get_rng_state()
-    samples = [data[(0, position, 3)] for position in range(40)]
+    samples = [data[Key(0, position, 3)] for position in range(40)]
     assert torch.equal(state, torch.get_rng_state())
     assert len({sample["image"].sum().item() for sample in samples}) == 40
     assert {sample["text"] for sample in samples} == set(CORPUS.of(0))
-    assert not torch.equal(samples[0]["image"], make_set(seed=1)[(0, 0, 3)]["image"])
-    assert not torch.equal(samples[0]["image"], data[(1, 0, 3)]["image"])
+    assert not torch.equal(samples[0]["image"], make_set(seed=1)[Key(0, 0, 3)]["image"])
+    assert not torch.equal(samples[0]["image"], data[Key(1, 0, 3)]["image"])
 
 
 def test_the_own_caption_is_spoken_as_often_as_asked() -> None:
-    own = [make_set(caption_probability=0.3)[(0, at, 3)]["text"] == "own 3" for at in range(1000)]
+    own = [make_set(caption_probability=0.3)[Key(0, at, 3)]["text"] == "own 3" for at in range(1000)]
     assert 0.25 < np.mean(own) < 0.35
-    assert all(make_set(caption_probability=1.0)[(0, at, 3)]["text"] == "own 3" for at in range(10))
-    assert make_set(caption_probability=1.0)[(0, 0, 2)]["text"] in CORPUS.of(0)
+    assert all(make_set(caption_probability=1.0)[Key(0, at, 3)]["text"] == "own 3" for at in range(10))
+    assert make_set(caption_probability=1.0)[Key(0, 0, 2)]["text"] in CORPUS.of(0)
     with pytest.raises(UserError, match="caption_probability=2"):
         make_set(caption_probability=2)
 
 
 def test_image_text_pairs_speak_their_own_text() -> None:
     data = make_set()
-    assert data[(0, 0, 7)]["text"] == "own 7"
+    assert data[Key(0, 0, 7)]["text"] == "own 7"
     data.source.captions[7] = None
     with pytest.raises(UserError, match="toy row 7: an image-text pair without a text"):
-        data[(0, 0, 7)]
+        data[Key(0, 0, 7)]
 
 
 def test_without_a_corpus_labelled_rows_say_nothing() -> None:
     data = TrainingSet(make_source(), None, build_train_transform(8, MEAN, STD, "none"), 0)
-    assert data[(0, 0, 0)]["text"] == ""
+    assert data[Key(0, 0, 0)]["text"] == ""
 
 
 def test_a_corpus_with_a_gap_is_refused() -> None:
@@ -95,7 +95,8 @@ def test_a_corpus_with_a_gap_is_refused() -> None:
 def test_the_collator_tokenises_unique_texts_once() -> None:
     texts = ["c1 s2", "c0 s1", "c1 s2", "own own own own own own own own own", "c0 s1"]
     samples = [
-        {"image": torch.full((3, 2, 2), float(at)), "text": text, "label": at - 1} for at, text in enumerate(texts)
+        {"image": torch.full((3, 2, 2), float(at)), "text": text, "label": at - 1, "blank": False}
+        for at, text in enumerate(texts)
     ]
     batch = Collator(make_tokenizer(), max_length=77)(samples)
     assert batch["pixel_values"].shape == (5, 3, 2, 2)
@@ -119,9 +120,32 @@ def test_texts_are_cut_and_padded_within_the_maximum(words: int, length: int) ->
 def test_ranks_together_make_the_global_batches(strategy: str, world_size: int) -> None:
     whole = list(EpochBatches(LABELS, 4, strategy, 7))
     ranks = [list(EpochBatches(LABELS, 4, strategy, 7, rank=r, world_size=world_size)) for r in range(world_size)]
-    assert len(ranks[0]) == (3 if world_size <= 2 else 2)
-    for number in range(len(ranks[0])):
-        assert [key for rank in ranks for key in rank[number]] == whole[number]
+    assert [len(rank) for rank in ranks] == [3] * world_size
+    for number in range(3):
+        assert [key for rank in ranks for key in rank[number] if not key.blank] == whole[number]
+
+
+def test_a_rank_without_a_row_gets_a_blank_one() -> None:
+    ranks = [list(EpochBatches(LABELS[:9], 4, "instance", 0, rank=rank, world_size=4)) for rank in range(4)]
+    last = [rank[-1] for rank in ranks]
+    assert [len(keys) for keys in last] == [1] * 4
+    assert [keys[0].blank for keys in last] == [True, True, True, False]
+    batch = Collator(make_tokenizer())([make_set()[last[0][0]]])
+    assert batch["blank"] and batch["pixel_values"].shape[0] == 1
+    assert "blank" not in Collator(make_tokenizer())([make_set()[last[3][0]]])
+
+
+@pytest.mark.parametrize("world_size", [1, 2])
+def test_partners_are_drawn_within_the_global_batch(world_size: int) -> None:
+    whole = list(EpochBatches(LABELS, 4, "instance", 7, partners=True))
+    ranks = [
+        list(EpochBatches(LABELS, 4, "instance", 7, rank=r, world_size=world_size, partners=True))
+        for r in range(world_size)
+    ]
+    for number, batch in enumerate(whole):
+        assert sorted(key.partner for key in batch) == sorted(key.index for key in batch)
+        assert [key for rank in ranks for key in rank[number]] == batch
+    assert EpochBatches(LABELS, 4, "instance", 7).rows_of(0, 2) == [key.index for key in whole[2]]
 
 
 def test_resuming_in_mid_epoch_gives_the_rest() -> None:
@@ -138,8 +162,6 @@ def test_the_incomplete_batch() -> None:
     sizes = [len(batch) for batch in EpochBatches(LABELS, 4, "instance", 0)]
     assert sizes == [4, 4, 2]
     assert len(list(EpochBatches(LABELS, 4, "instance", 0, drop_last=True))) == 2
-    thin = EpochBatches(LABELS[:9], 4, "instance", 0, rank=1, world_size=2)
-    assert [len(batch) for batch in thin] == [2, 2]
     with pytest.raises(UserError, match="batch_size=16 is larger than the 10 rows"):
         EpochBatches(LABELS, 16, "instance", 0, drop_last=True)
     with pytest.raises(UserError, match="batch_size=4 must be a multiple of the number of processes, 3"):
@@ -195,3 +217,30 @@ def test_unknown_settings_of_the_transforms_are_named() -> None:
         build_train_transform(8, MEAN, STD, "hard")
     with pytest.raises(UserError, match=r"crop_pct=1\.5"):
         build_eval_transform(8, MEAN, STD, crop_pct=1.5)
+
+
+@pytest.mark.parametrize("augment", ["none", "light", "strong"])
+def test_bytes_first_and_their_scaling_are_the_transform(augment: str) -> None:
+    picture = make_source().images[0].resize((24, 20))
+    whole = build_train_transform(16, MEAN, STD, augment)
+    to_bytes, scaling = split_scaling(whole)
+    for seed in range(12):
+        torch.manual_seed(seed)
+        expected = whole(picture)
+        torch.manual_seed(seed)
+        stored = to_bytes(picture)
+        assert (stored.dtype, tuple(stored.shape)) == (torch.uint8, (3, 16, 16))
+        assert torch.equal(scaling(torch.stack([stored, stored]))[1], expected)
+
+
+def test_strong_augmentation_puts_noise_over_a_part_of_every_fourth_picture() -> None:
+    grey = Image.new("RGB", (32, 32), (128, 128, 128))
+    to_bytes, _ = split_scaling(build_train_transform(32, (0.5, 0.5, 0.5), (0.1, 0.1, 0.1), "strong", flip=False))
+    erase = next(step for step in to_bytes.transforms if type(step).__name__ == "NoisyErasing")
+    pixels = torch.from_numpy(np.array(grey)).permute(2, 0, 1)
+    torch.manual_seed(0)
+    erased = [found for found in (erase(pixels.clone()) for _ in range(400)) if not torch.equal(found, pixels)]
+    assert 70 < len(erased) < 130
+    noise = torch.cat([found[found != pixels].double() for found in erased])
+    assert noise.mean().item() == pytest.approx(127.5, abs=1)
+    assert noise.std().item() == pytest.approx(25.5, abs=1)

@@ -1,7 +1,7 @@
 """Batches of pictures, texts and labels whose content depends on (seed, epoch, position) alone."""
 
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -9,15 +9,28 @@ from PIL import Image
 from torch.utils.data import Dataset, Sampler
 
 from hf_vlr.data.corpus import ClassTextCorpus
+from hf_vlr.data.mixing import Mixing
 from hf_vlr.data.source import ImageSource
+from hf_vlr.data.streaming.order import WINDOW, block_order
 from hf_vlr.errors import UserError
 from hf_vlr.randomness import numpy_generator, torch_seeded
-from hf_vlr.samplers import epoch_order
+from hf_vlr.samplers import epoch_length, epoch_order
 
 PADDING_MULTIPLE = 8
 
-# epoch, position in the epoch's global order, index of the row
-Key = tuple[int, int, int]
+
+class Key(NamedTuple):
+    """All that a sample depends on: its epoch, its position in the epoch's global order, the index of its row.
+
+    partner: index of the row that it is mixed with, -1 for none. blank: the sample only stands in for none, on a
+    process that has no row of this batch.
+    """
+
+    epoch: int
+    position: int
+    index: int
+    partner: int = -1
+    blank: bool = False
 
 
 class TrainingSet(Dataset):
@@ -26,6 +39,8 @@ class TrainingSet(Dataset):
     caption_probability: how often a labelled row speaks its own caption (if it has one) instead of a sentence
     drawn from the corpus. A row labelled -1 always speaks its own. Without a corpus the text of labelled rows
     is "".
+    mixing: how a sample is mixed with its key's partner.
+    views: 2 gives every sample a second augmentation, for contrasts between images.
     """
 
     def __init__(
@@ -35,13 +50,16 @@ class TrainingSet(Dataset):
         transform: Callable[[Image.Image], torch.Tensor],
         seed: int,
         caption_probability: float = 0.0,
+        *,
+        mixing: Mixing | None = None,
+        views: int = 1,
     ) -> None:
         if not 0 <= caption_probability <= 1:
             raise UserError(f"caption_probability={caption_probability}: choose a number from 0 to 1")
         if corpus is not None:
             corpus.require_every_class(source.class_names)
         self.source, self.corpus, self.transform = source, corpus, transform
-        self.seed, self.caption_probability = seed, caption_probability
+        self.seed, self.caption_probability, self.mixing, self.views = seed, caption_probability, mixing, views
 
     def __len__(self) -> int:
         return len(self.source)
@@ -49,17 +67,28 @@ class TrainingSet(Dataset):
     def __getitem__(self, key: Key) -> dict[str, Any]:
         # Keyed by position, not by index: a re-balancing sampler repeats an image within the epoch, and its
         # repetitions must not be the same crop with the same sentence.
-        epoch, position, index = key
-        picture = self.source.images[index]
-        with torch_seeded(self.seed, epoch, position, "augment"):
-            image = self.transform(picture)
+        epoch, position, index, partner, blank = key
         label = int(self.source.labels[index])
-        return {
-            "image": image,
+        sample = {
+            "image": self._image(epoch, position, index, "augment"),
             "text": self._text(epoch, position, index, label),
             "label": label,
             "index": index,
+            "blank": blank,
         }
+        if self.views == 2:
+            sample["second"] = self._image(epoch, position, index, "second view")
+        if partner >= 0 and self.mixing is not None:
+            other = self._image(epoch, position, partner, "partner")
+            rng = numpy_generator(self.seed, epoch, position, "mixing")
+            sample["image"], sample["share"] = self.mixing.mix(sample["image"], other, rng)
+            sample["other"] = int(self.source.labels[partner])
+        return sample
+
+    def _image(self, epoch: int, position: int, index: int, use: str) -> torch.Tensor:
+        picture = self.source.images[index]
+        with torch_seeded(self.seed, epoch, position, use):
+            return self.transform(picture)
 
     def _text(self, epoch: int, position: int, index: int, label: int) -> str:
         own = self.source.captions[index]
@@ -81,7 +110,9 @@ class Collator:
     Gives `pixel_values [N, 3, H, W]`, `labels [N]` int64 and, with a tokenizer, `input_ids` and
     `attention_mask [U, L]` int64 and `text_index [N]` int64: sample i speaks text `text_index[i]`. Unique
     texts stand in the order in which they first occur; L is the longest text's length, rounded up to a
-    multiple of 8, at most `max_length`.
+    multiple of 8, at most `max_length`. Second views follow as `second_pixel_values [N, 3, H, W]`; mixed
+    samples have `other_labels [N]` and the first label's `shares [N]`. `blank` marks a batch whose one
+    sample only stands in for none.
     """
 
     def __init__(self, tokenizer: Any | None, max_length: int = 77) -> None:
@@ -92,6 +123,13 @@ class Collator:
             "pixel_values": torch.stack([sample["image"] for sample in samples]),
             "labels": torch.tensor([sample["label"] for sample in samples], dtype=torch.int64),
         }
+        if "second" in samples[0]:
+            batch["second_pixel_values"] = torch.stack([sample["second"] for sample in samples])
+        if "other" in samples[0]:
+            batch["other_labels"] = torch.tensor([sample["other"] for sample in samples], dtype=torch.int64)
+            batch["shares"] = torch.tensor([sample["share"] for sample in samples], dtype=torch.float32)
+        if samples[0]["blank"]:
+            batch["blank"] = torch.tensor(True)
         if self.tokenizer is None:
             return batch
         number: dict[str, int] = {}
@@ -114,8 +152,12 @@ class EpochBatches(Sampler[list[Key]]):
     slice.
 
     batch_size: B, over all ranks, a multiple of `world_size`. drop_last drops an incomplete global batch;
-    otherwise it is split as evenly as it goes, and dropped only where it has fewer rows than there are ranks.
+    otherwise it is split as evenly as it goes; a rank without a row gets a blank key, so that it takes part.
     parts: which of several mixed sources each row is of, for the strategy "source-balanced".
+    partners: whether each key names another row of its global batch to be mixed with.
+    num_samples: draws in an epoch; None: as many as the strategy asks for.
+    epochs: how many there are, for the strategy "progressive": epoch e has the progress e/(epochs - 1), at most 1.
+    blocks: which block each row of a streamed source is fetched with; the order is then that of `block_order`.
     `set_epoch(e, start_batch=k)` makes the next pass begin at batch k of epoch e, exactly as if k had been
     read.
     """
@@ -132,15 +174,19 @@ class EpochBatches(Sampler[list[Key]]):
         num_samples: int | None = None,
         drop_last: bool = False,
         parts: np.ndarray | None = None,
+        partners: bool = False,
+        epochs: int | None = None,
+        blocks: np.ndarray | None = None,
     ) -> None:
         if batch_size < 1 or batch_size % world_size:
             raise UserError(f"batch_size={batch_size} must be a multiple of the number of processes, {world_size}")
         self.labels, self.batch_size, self.strategy, self.seed = labels, batch_size, strategy, seed
-        self.parts = parts
+        self.parts, self.partners, self.blocks = parts, partners, blocks
         self.rank, self.world_size = rank, world_size
-        self.num_samples = len(labels) if num_samples is None else num_samples
+        self.num_samples = epoch_length(labels, strategy) if num_samples is None else num_samples
+        self.epochs = epochs
         rest = self.num_samples % batch_size
-        keeps_rest = rest >= world_size and not drop_last
+        keeps_rest = rest > 0 and not drop_last
         self.batches_per_epoch = self.num_samples // batch_size + keeps_rest
         if self.batches_per_epoch == 0:
             raise UserError(f"batch_size={batch_size} is larger than the {self.num_samples} rows of an epoch; lower it")
@@ -154,9 +200,26 @@ class EpochBatches(Sampler[list[Key]]):
         return self.batches_per_epoch - self.start_batch
 
     def __iter__(self) -> Iterator[list[Key]]:
-        order = epoch_order(self.labels, self.strategy, self.seed, self.epoch, self.num_samples, self.parts).tolist()
+        order = self.order(self.epoch).tolist()
         for batch in range(self.start_batch, self.batches_per_epoch):
             first = batch * self.batch_size
             rows = min(self.batch_size, self.num_samples - first)
             mine = range(first + rows * self.rank // self.world_size, first + rows * (self.rank + 1) // self.world_size)
-            yield [(self.epoch, position, order[position]) for position in mine]
+            yield self._keys(order, batch, first, rows, mine) or [Key(self.epoch, first, order[first], blank=True)]
+
+    def order(self, epoch: int) -> np.ndarray:
+        """The rows of a whole epoch in the order of their positions, int64 [num_samples]."""
+        progress = min(1.0, epoch / (self.epochs - 1)) if self.epochs and self.epochs > 1 else 0.0
+        order = epoch_order(self.labels, self.strategy, self.seed, epoch, self.num_samples, self.parts, progress)
+        return block_order(order, self.blocks, WINDOW, self.seed, epoch, batch_size=self.batch_size, parts=self.parts)
+
+    def rows_of(self, epoch: int, batch: int) -> list[int]:
+        """The rows of a global batch, for those who look for a damaged one."""
+        first = batch * self.batch_size
+        return self.order(epoch)[first : first + self.batch_size].tolist()
+
+    def _keys(self, order: list[int], batch: int, first: int, rows: int, mine: range) -> list[Key]:
+        if not self.partners:
+            return [Key(self.epoch, position, order[position]) for position in mine]
+        partner = first + numpy_generator(self.seed, self.epoch, batch, "partner").permutation(rows)
+        return [Key(self.epoch, position, order[position], order[partner[position - first]]) for position in mine]

@@ -24,7 +24,7 @@ def build_train_transform(
 
     augment: "none" squeezes the whole picture to the size; "light" crops a random part (`min_scale` … 1 of
         the area, sides 3:4 … 4:3, bicubic) and mirrors half of them; "strong" adds RandAugment (magnitude 9)
-        and erases a part of every fourth (VL-LTR, §4.1).
+        and puts noise of the pixels' own mean and deviation over a part of every fourth (VL-LTR, §4.1).
     flip: False where left and right carry meaning.
 
     It draws from torch's global generator: run it inside `randomness.torch_seeded`.
@@ -38,7 +38,38 @@ def build_train_transform(
     steps: list[torch.nn.Module] = [crop, *([v2.RandomHorizontalFlip()] if flip else [])]
     if augment == "light":
         return v2.Compose([*steps, *tensor])
-    return v2.Compose([*steps, v2.RandAugment(), *tensor, v2.RandomErasing(p=0.25, value="random")])
+    return v2.Compose([*steps, v2.RandAugment(), tensor[0], NoisyErasing(mean, std), *tensor[1:]])
+
+
+class NoisyErasing(v2.RandomErasing):
+    """Random erasing of every fourth picture, uint8 `[3, H, W]`, by noise of the given mean and deviation.
+
+    In bytes, so that a batch stays small until it is normalised: the noise is rounded and cut to 0 … 255.
+    """
+
+    def __init__(self, mean: Sequence[float], std: Sequence[float]) -> None:
+        super().__init__(p=0.25)
+        self.mean, self.std = list(mean), list(std)
+
+    def make_params(self, flat_inputs: list) -> dict:
+        params = super().make_params(flat_inputs)
+        if params["v"] is not None:
+            mean, std = (torch.tensor(values)[:, None, None] for values in (self.mean, self.std))
+            noise = mean + std * torch.randn(len(self.mean), params["h"], params["w"])
+            params["v"] = noise.mul(255).round().clamp(0, 255).to(torch.uint8)
+        return params
+
+    def extra_repr(self) -> str:
+        return f"p={self.p}, mean={self.mean}, std={self.std}"
+
+
+def split_scaling(transform: v2.Compose) -> tuple[v2.Compose, v2.Compose]:
+    """A transform up to bytes, uint8 `[3, size, size]`, and the rest, which also takes batches of them on any device.
+
+    One after the other they are the transform.
+    """
+    scaling = [step for step in transform.transforms if isinstance(step, v2.ToDtype | v2.Normalize)]
+    return v2.Compose([step for step in transform.transforms if step not in scaling]), v2.Compose(scaling)
 
 
 def build_eval_transform(
