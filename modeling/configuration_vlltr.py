@@ -5,7 +5,7 @@ from transformers.configuration_utils import strict
 
 from .configuration_unicl import UniCLConfig
 
-VISUAL_HEADS = ("mlp", "linear")
+VISUAL_HEADS = ("mlp", "linear", "cosine")
 
 
 @strict
@@ -17,7 +17,9 @@ class VLLTRConfig(UniCLConfig):
         fusion_weight: α in [0, 1], the weight of the *visual* branch in the fused probability.
         detach_norm: whether the norm of the attended sentence vector is held constant in the backward pass (the
             variant of the paper's code for iNaturalist); the forward value is the same.
-        visual_head: `mlp` (D -> 4D -> C with ReLU) or `linear` (D -> C).
+        visual_head: `mlp` (D -> 4D -> C with ReLU), `linear` (D -> C), or `cosine` (`visual_scale` times the cosines
+            with C class vectors, as margins need it).
+        visual_scale: inverse temperature of the cosine classifier, > 0.
         num_sentence_bytes: size of the UTF-8 buffer that holds the anchor sentences.
         anchor_selection: where the anchors came from (split, images per class, text sources and their licenses).
 
@@ -30,6 +32,7 @@ class VLLTRConfig(UniCLConfig):
     fusion_weight: int | float = 0.2
     detach_norm: bool = False
     visual_head: str = "mlp"
+    visual_scale: int | float = 30.0
     num_sentence_bytes: int = 0
     anchor_selection: dict | None = None
 
@@ -38,6 +41,8 @@ class VLLTRConfig(UniCLConfig):
         super().validate_architecture()
         if self.visual_head not in VISUAL_HEADS:
             raise ValueError(f"visual_head {self.visual_head!r} is none of {', '.join(VISUAL_HEADS)}")
+        if self.visual_scale <= 0.0:
+            raise ValueError(f"visual_scale must be above 0, not {self.visual_scale}")
         if not 0.0 <= self.fusion_weight <= 1.0:
             raise ValueError(f"fusion_weight must lie in [0, 1], not {self.fusion_weight}")
         if self.num_anchors < 0 or self.num_sentence_bytes < 0:

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
+from torch.nn.functional import cross_entropy, normalize
 from transformers import AutoImageProcessor
 from transformers import initialization as init
 from transformers.image_utils import load_image
@@ -60,6 +60,17 @@ class VLLTRModel(UniCLModel):
     }
 
 
+class CosineClassifier(nn.Linear):
+    """scale cos(x, w_c): [B, D] -> [B, C] by C class vectors, none of which wins by its length."""
+
+    def __init__(self, width: int, classes: int, scale: float):
+        super().__init__(width, classes, bias=False)
+        self.scale = scale
+
+    def forward(self, features: Tensor) -> Tensor:
+        return self.scale * normalize(features, dim=-1) @ normalize(self.weight, dim=-1).T
+
+
 class LanguageGuidedHead(nn.Module):
     """Visual branch and language branch over frozen anchor sentences (VL-LTR §3.3), and the anchors themselves.
 
@@ -77,6 +88,8 @@ class LanguageGuidedHead(nn.Module):
             self.norm_query = nn.LayerNorm(width)
             self.norm_key = nn.LayerNorm(width)
         self.visual: nn.Module = nn.Linear(width, classes)
+        if config.visual_head == "cosine":
+            self.visual = CosineClassifier(width, classes, config.visual_scale)
         if config.visual_head == "mlp":
             self.visual = nn.Sequential(nn.Linear(width, 4 * width), nn.ReLU(), nn.Linear(4 * width, classes))
         self.detach_norm = config.detach_norm
@@ -98,9 +111,12 @@ class LanguageGuidedHead(nn.Module):
         self._constants = None  # another device or dtype
         return super()._apply(fn, recurse)
 
-    def _load_from_state_dict(self, *args, **kwargs) -> None:
+    def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *args, **kwargs) -> None:
         self._constants = None  # other anchors
-        super()._load_from_state_dict(*args, **kwargs)
+        stored = state_dict.get(f"{prefix}sentence_bytes")
+        if self.query is not None and stored is not None:
+            self.sentence_bytes = self.sentence_bytes.new_zeros(stored.shape)  # of other sentences
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
     def language(self, features: Tensor, scale: Tensor, return_attention: bool) -> tuple[Tensor, Tensor | None]:
         """Language logits [B, C] of raw image features [B, D], and the attention [B, C, M] when asked for."""

@@ -9,6 +9,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from datasets import Dataset, Features, Value
+from datasets import Image as ImageFeature
+from PIL import Image
 from safetensors.torch import load_file
 
 from hf_vlr.distributed import gather_rows, is_distributed, share_of_rows
@@ -18,7 +21,8 @@ from hf_vlr.training.recipe import override_recipe, recipe_to_yaml
 from hf_vlr.training.run import run
 
 TINY = (
-    # 43 images: the last of an epoch's batches has 7, which two processes share as 3 and 4
+    # 43 images: the last of an epoch's batches of 12 has 7, which two processes share as 3 and 4;
+    # of batches of 8 it has 3, and one of four processes has none
     "data.options={classes: 8, unseen: 2, max_count: 8, imbalance: 2, size: 16, validation: 1, test: 1}",
     "data.texts=templates",
     "data.image_size=16",
@@ -41,9 +45,17 @@ TINY = (
 RUNS = {
     "contrast": (),
     "cvlp": ("task=cvlp", "loss.distillation=0.5", "loss.label_smoothing=0.1", "train.accumulation=2"),
-    "recognition": ("task=recognition", "loss.logit_adjustment=1"),
-    "baseline": ("task=recognition", "model.language=false", "train.accumulation=3"),
+    "sigmoid": ("loss.objective=siglip",),
+    "supcon": ("loss.objective=supcon",),
+    "multi-task": ("loss.objective=multi-task", "data.mix=[pairs:PAIRS]"),
+    "two passes": ("loss.distillation=0.5", "train.micro_batch=2"),
+    "recognition": ("task=recognition", "loss.logit_adjustment=1", "data.mixup=0.5"),
+    "baseline": ("task=recognition", "model.language=false", "train.accumulation=3", "loss.reweight=inverse"),
+    "pieces": ("task=recognition", "train.micro_batch=2", "data.sampler=over"),
 }
+
+WORLDS = {2: (), 4: ("train.batch_size=8",)}
+OF_FOUR = {"baseline": ("train.batch_size=24",)}
 
 WORKER = """
 import sys
@@ -56,6 +68,10 @@ from hf_vlr.training.run import run
 
 accelerator = Accelerator()
 rank = accelerator.process_index
+if accelerator.num_processes == 4:
+    for path in sys.argv[1:]:
+        run(load_recipe(path))
+    sys.exit()
 assert accelerator.num_processes == 2
 
 torch.manual_seed(0)
@@ -101,31 +117,50 @@ def by_module(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 
 
 def weights_after(folder: Path, step: int) -> dict[str, torch.Tensor]:
-    return read_checkpoint(folder / "checkpoints" / f"step-{step:08d}.pt")["model"]
+    return read_checkpoint(folder / "checkpoints" / f"step-{step:08d}.pt")["task"]
 
 
 @pytest.fixture(scope="module")
-def two_processes(tmp_path_factory) -> Path:
-    """All runs by two processes, and what they compute on the way (see `WORKER`)."""
-    root = tmp_path_factory.mktemp("two")
+def pairs(tmp_path_factory) -> str:
+    """Nine pictures with captions and without classes."""
+    folder = tmp_path_factory.mktemp("pairs")
+    pictures = [Image.new("RGB", (16, 16), (25 * at, 90, 250 - 25 * at)) for at in range(9)]
+    rows = {"image": pictures, "text": [f"a picture number {at}" for at in range(9)]}
+    features = Features({"image": ImageFeature(), "text": Value("string")})
+    Dataset.from_dict(rows, features=features).to_parquet(folder / "train.parquet")
+    return str(folder)
+
+
+def words_of(name: str, world: int, pairs: str) -> list[str]:
+    """The words of a run, with the same global batch whatever the number of processes."""
+    words = [*RUNS[name], *WORLDS[world], *(OF_FOUR.get(name, ()) if world == 4 else ())]
+    return [word.replace("PAIRS", pairs) for word in words]
+
+
+@pytest.fixture(scope="module", params=WORLDS)
+def many(request, tmp_path_factory, pairs) -> tuple[int, Path]:
+    """All runs by some processes, and what two compute on the way (see `WORKER`)."""
+    world = request.param
+    root = tmp_path_factory.mktemp(f"world{world}")
     (root / "worker.py").write_text(WORKER)
     recipes = []
-    for name, words in RUNS.items():
+    for name in RUNS:
         recipes.append(root / f"{name}.yaml")
-        recipes[-1].write_text(recipe_to_yaml(tiny(root / name, *words)))
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
-    environment = os.environ | {"ACCELERATE_USE_CPU": "true"}
+        recipes[-1].write_text(recipe_to_yaml(tiny(root / name, *words_of(name, world, pairs))))
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={world}"]
+    environment = os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
     command += [str(root / "worker.py"), *map(str, recipes)]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600)
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=800)
     assert done.returncode == 0, done.stderr[-3000:]
-    return root
+    return world, root
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", RUNS)
-def test_two_processes_compute_what_one_does(name, two_processes, tmp_path):
-    one, two = run(tiny(tmp_path / "one", *RUNS[name])), two_processes / name
-    for step in (1, 2, 4, 6):  # the fourth step ends an epoch, on an uneven batch
+def test_many_processes_compute_what_one_does(name, many, pairs, tmp_path):
+    world, root = many
+    one, two = run(tiny(tmp_path / "one", *words_of(name, world, pairs))), root / name
+    for step in (1, 2, 4, 6):  # the fourth step ends an epoch of batches of 12, the sixth one of 8, on an uneven batch
         expected, found = weights_after(one, step), weights_after(two, step)
         found, expected = by_module(found), by_module(expected)
         apart = {key: relative(found[key], expected[key]) for key in expected}
@@ -143,18 +178,20 @@ def test_two_processes_compute_what_one_does(name, two_processes, tmp_path):
         assert (other["step"], other["epoch"], other["lr"]) == (line["step"], line["epoch"], line["lr"])
     saved = load_file(two / "model.safetensors")
     assert (two / "metrics.json").is_file()
-    assert all(torch.equal(saved[key], found[key]) for key in found)
+    assert all(torch.equal(saved[key], found[f"model.{key}"]) for key in saved)
 
 
 @pytest.mark.slow
-def test_one_process_goes_on_where_two_stopped(two_processes, tmp_path):
+def test_one_process_goes_on_where_many_stopped(many, tmp_path):
+    world, root = many
+    words = WORLDS[world]
     folder = tmp_path / "run"
-    shutil.copytree(two_processes / "contrast", folder)
+    shutil.copytree(root / "contrast", folder)
     (folder / "config.json").unlink()
     for step in (4, 5, 6):
         (folder / "checkpoints" / f"step-{step:08d}.pt").unlink()
-    run(tiny(folder), resume=True)
-    expected, found = weights_after(two_processes / "contrast", 6), weights_after(folder, 6)
+    run(tiny(folder, *words), resume=True)
+    expected, found = weights_after(root / "contrast", 6), weights_after(folder, 6)
     assert max(relative(found[key], expected[key]) for key in expected) <= 1e-6
 
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
-from hf_vlr.data.batches import Collator, EpochBatches, TrainingSet
+from hf_vlr.data.batches import Collator, EpochBatches, Key, TrainingSet
 from hf_vlr.data.corpus import ClassTextCorpus, TextRow
 from hf_vlr.data.source import ImageSource
 from hf_vlr.data.transforms import build_train_transform
@@ -121,7 +121,7 @@ def test_cached_states_speak_as_pictures_do(probability, scheme):
     expected = np.zeros_like(found)
     for epoch in range(epochs):
         for row in range(len(LABELS)):
-            text = pictures[epoch, row, row]["text"]
+            text = pictures[Key(epoch, row, row)]["text"]
             own = [n for n, known in enumerate(texts) if known == text]
             first = sum(map(len, SENTENCES[: LABELS[row]]))
             within = [n for n in own if first <= n < first + len(SENTENCES[LABELS[row]]) or n >= 6]
@@ -149,7 +149,7 @@ def test_states_are_of_labelled_images_only():
 
 def test_without_a_corpus_there_are_no_texts():
     batches = StateBatches(source(), torch.zeros(1, len(LABELS), 2), keys(), 0)
-    assert next(iter(batches.epoch(0))).keys() == {"vision_states", "labels"}
+    assert next(iter(batches.epoch(0))).keys() == {"vision_states", "labels", "rows"}
 
 
 @pytest.mark.parametrize("accumulation", [1, 2, 3, 5])

@@ -4,13 +4,19 @@ import math
 
 import pytest
 import torch
-from torch.nn.functional import cross_entropy
+from torch.nn.functional import cross_entropy, normalize
 from transformers import BertConfig, CLIPTextConfig, CLIPVisionConfig, ResNetConfig
 
+from hf_vlr.errors import UserError
+from hf_vlr.losses.classification import class_weights_reference, classification_loss_reference, ldam_margins_reference
+from hf_vlr.losses.sigmoid import unified_sigmoid_loss_reference
+from hf_vlr.losses.supervised import supervised_contrastive_loss_reference
 from hf_vlr.modeling import UniCLConfig, UniCLModel, VLLTRConfig, VLLTRForImageClassification
 from hf_vlr.modeling.contrastive import distillation_loss_reference, image_text_label_loss_reference
+from hf_vlr.training.contrastive_task import ContrastiveTask
 from hf_vlr.training.options import LossOptions, ModelOptions
-from hf_vlr.training.tasks import ContrastiveTask, RecognitionTask, freeze_parts
+from hf_vlr.training.recognition_task import RecognitionTask
+from hf_vlr.training.tasks import freeze_parts
 
 SMALL = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
 TEXT = CLIPTextConfig(**SMALL, vocab_size=30, bos_token_id=1, eos_token_id=2, pad_token_id=0).to_dict()
@@ -186,3 +192,147 @@ def test_a_frozen_inverse_temperature_is_left_alone():
     before = model.logit_scale.clone()
     task.after_step()
     assert torch.equal(model.logit_scale, before)
+
+
+def features(model: UniCLModel) -> tuple[torch.Tensor, torch.Tensor]:
+    pairs = batch()
+    texts = model.get_text_features(pairs["input_ids"], pairs["attention_mask"])
+    return model.get_image_features(pairs["pixel_values"]), texts
+
+
+def test_clip_knows_no_classes():
+    model, index = encoder(), batch()["text_index"]
+    out = ContrastiveTask(model, ModelOptions(), LossOptions(objective="clip"))(batch())
+    alone = torch.full((6,), -1)
+    expected = image_text_label_loss_reference(*features(model), alone, model.logit_scale.exp(), text_index=index)
+    torch.testing.assert_close(out["loss"], expected)
+
+
+def test_the_sigmoid_has_a_trained_bias_that_is_saved(tmp_path):
+    model, index = encoder(), batch()["text_index"]
+    task = ContrastiveTask(model, ModelOptions(), LossOptions(objective="siglip"))
+    out = task(batch())
+    scale, bias = model.logit_scale.exp(), torch.tensor(-10.0)
+    expected = unified_sigmoid_loss_reference(*features(model), batch()["labels"], scale, bias, text_index=index)
+    torch.testing.assert_close(out["loss"], expected)
+    out["loss"].backward()
+    assert model.logit_bias.grad.abs() > 0
+    model.save_pretrained(tmp_path)
+    assert UniCLModel.from_pretrained(tmp_path).logit_bias.item() == -10.0
+
+
+def test_supcon_contrasts_two_views_of_the_images():
+    model = encoder()
+    task = ContrastiveTask(model, ModelOptions(), LossOptions(objective="supcon"))
+    views = {"pixel_values": batch()["pixel_values"], "second_pixel_values": batch()["pixel_values"].flip(-1)}
+    out = task(views | {"labels": batch()["labels"]})
+    both = torch.cat([model.get_image_features(pictures) for pictures in views.values()])
+    image = torch.arange(6).repeat(2)
+    expected = supervised_contrastive_loss_reference(
+        both, batch()["labels"].repeat(2), model.logit_scale.exp(), views=image
+    )
+    torch.testing.assert_close(out["loss"], expected)
+    out["loss"].backward()
+    trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    assert trained == {name for name, parameter in model.named_parameters() if parameter.grad is not None}
+    assert not any("text" in name for name in trained)
+
+
+@pytest.mark.parametrize("has_pairs", [True, False])
+def test_multi_task_classifies_what_has_a_class_and_contrasts_the_pairs(has_pairs):
+    model, index, labels = encoder(), batch()["text_index"], batch()["labels"]
+    loss = LossOptions(objective="multi-task", contrast_weight=0.5)
+    torch.manual_seed(3)
+    task = ContrastiveTask(model, ModelOptions(), loss, num_classes=2, has_pairs=has_pairs)
+    out = task(batch())
+    images, texts = features(model)
+    head = cross_entropy(task.classifier(images[labels >= 0]), labels[labels >= 0])
+    chosen = labels < 0 if has_pairs else torch.ones(6, dtype=torch.bool)
+    # texts that no chosen pair speaks have no column
+    contrast = image_text_label_loss_reference(
+        images[chosen],
+        texts,
+        torch.full((int(chosen.sum()),), -1),
+        model.logit_scale.exp(),
+        text_index=index[chosen],
+    )
+    torch.testing.assert_close(out["loss"], head + 0.5 * contrast)
+    assert "classifier.weight" in task.state_dict()
+
+
+def test_multi_task_without_a_pair_in_the_batch_still_reaches_every_parameter():
+    model = encoder()
+    task = ContrastiveTask(model, ModelOptions(), LossOptions(objective="multi-task"), num_classes=2, has_pairs=True)
+    out = task(batch() | {"labels": torch.tensor([0, 1, 0, 0, 1, 1])})
+    assert out["contrast"] == 0
+    out["loss"].backward()
+    assert all(parameter.grad is not None for parameter in task.parameters())
+
+
+@pytest.mark.parametrize("kind", ["cross-entropy", "focal", "ldam"])
+@pytest.mark.parametrize("reweight", ["none", "inverse", "class-balanced"])
+def test_every_classification_loss_in_both_branches(kind, reweight):
+    model = recogniser(visual_head="cosine", visual_scale=7.0)
+    loss = LossOptions(classification=kind, reweight=reweight, reweight_beta=0.9, focal_gamma=1.5, ldam_margin=0.3)
+    counts, labels = torch.tensor([70, 20, 10]), torch.tensor([0, 1, 2, 0, 1, 1])
+    out = RecognitionTask(model, ModelOptions(), loss, counts)(batch() | {"labels": labels})
+    answer = model(pixel_values=batch()["pixel_values"])
+    settings = {
+        "kind": kind,
+        "focal_gamma": 1.5,
+        "class_weights": class_weights_reference(counts, reweight, 0.9).float(),
+        "margins": ldam_margins_reference(counts, 0.3).float() if kind == "ldam" else None,
+    }
+    for name, logits, scale in (
+        ("visual", answer.visual_logits, 7.0),
+        ("language", answer.language_logits, model.vlltr.logit_scale.exp()),
+    ):
+        expected = classification_loss_reference(logits, labels, scale=scale, **settings)
+        torch.testing.assert_close(out[name], expected.detach())
+
+
+def test_weights_of_the_classes_come_in_late():
+    labelled = batch() | {"labels": torch.tensor([0, 1, 2, 0, 1, 1])}
+    plain = RecognitionTask(recogniser(), ModelOptions(), LossOptions(), torch.tensor([70, 20, 10]))
+    loss = LossOptions(reweight="inverse", reweight_after=0.5)
+    deferred = RecognitionTask(recogniser(), ModelOptions(), loss, torch.tensor([70, 20, 10]))
+    deferred.after_step(0.49)
+    torch.testing.assert_close(deferred(labelled)["loss"], plain(labelled)["loss"])
+    deferred.after_step(0.5)
+    assert (deferred(labelled)["loss"] - plain(labelled)["loss"]).abs() > 1e-3
+
+
+def test_margins_need_cosines():
+    with pytest.raises(UserError, match="set model.visual_head=cosine"):
+        RecognitionTask(recogniser(), ModelOptions(), LossOptions(classification="ldam"), torch.tensor([7, 2, 1]))
+
+
+def test_a_cosine_classifier_is_its_definition_and_survives_saving(tmp_path):
+    model = recogniser(visual_head="cosine", visual_scale=7.0)
+    images = torch.randn(4, 8)
+    expected = 7.0 * normalize(images, dim=-1) @ normalize(model.head.visual.weight, dim=-1).T
+    torch.testing.assert_close(model(image_features=images).visual_logits, expected)
+    model.save_pretrained(tmp_path)
+    again = VLLTRForImageClassification.from_pretrained(tmp_path)
+    torch.testing.assert_close(again(image_features=images).visual_logits, expected)
+
+
+def test_a_mixed_image_has_two_labels():
+    model, labels, others = recogniser(), torch.tensor([0, 1, 2, 0, 1, 1]), torch.tensor([1, 1, 0, 2, 2, 0])
+    shares = torch.linspace(0, 1, 6)
+    mixed = batch() | {"labels": labels, "other_labels": others, "shares": shares}
+    out = RecognitionTask(model, ModelOptions(), LossOptions(), torch.tensor([3, 2, 1]))(mixed)
+    logits = model(pixel_values=batch()["pixel_values"]).visual_logits
+    first, second = (cross_entropy(logits, label, reduction="none") for label in (labels, others))
+    torch.testing.assert_close(out["visual"], (shares * first + (1 - shares) * second).mean())
+
+
+@pytest.mark.parametrize("objective", ["unicl", "clip", "siglip", "multi-task"])
+def test_a_blank_batch_counts_nothing_and_reaches_every_parameter(objective):
+    task = ContrastiveTask(encoder(), ModelOptions(), LossOptions(objective=objective), num_classes=2, has_pairs=True)
+    one = {key: value[:1] for key, value in batch().items()} | {"blank": torch.tensor(True)}
+    found = task.encode(one)
+    assert {len(value) for value in found.values()} == {0}
+    sum(value.sum() for value in found.values()).backward()
+    trained = [p for name, p in task.named_parameters() if "logit" not in name and "classifier" not in name]
+    assert all(parameter.grad is not None and not parameter.grad.any() for parameter in trained)

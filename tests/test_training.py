@@ -15,12 +15,12 @@ from transformers import AutoModel, AutoModelForImageClassification, AutoTokeniz
 from hf_vlr.errors import UserError
 from hf_vlr.evaluation.predictors import image_vectors, recognise
 from hf_vlr.training.checkpoints import read_checkpoint
+from hf_vlr.training.contrastive_task import ContrastiveTask
 from hf_vlr.training.model_builder import build_dual_encoder, load_dual_encoder
 from hf_vlr.training.options import PARTS, Recipe
 from hf_vlr.training.recipe import override_recipe
 from hf_vlr.training.run import run, train_recipe
 from hf_vlr.training.run_data import load_run_data, load_split, transforms
-from hf_vlr.training.tasks import ContrastiveTask
 from hf_vlr.training.trainer import Trainer
 
 TINY = (
@@ -155,7 +155,7 @@ def test_a_teacher_pulls_the_student_and_is_not_kept(stage1, tmp_path):
     pulled = run(tiny(tmp_path / "pulled", f"model.init={stage1}", "loss.distillation=1"))
     free = run(tiny(tmp_path / "free", f"model.init={stage1}"))
     state = read_checkpoint(next((pulled / "checkpoints").glob("*.pt")))
-    assert state["model"].keys() == weights(stage1).keys()
+    assert {key.removeprefix("model.") for key in state["task"]} == weights(stage1).keys()
     line = json.loads((pulled / "log.jsonl").read_text().splitlines()[0])
     # β = 1: only the teacher counts
     assert line["loss"] == line["distillation"] != line["contrast"]
@@ -168,7 +168,7 @@ def test_a_run_that_diverges_leaves_nothing_half_written(task, tmp_path, stage1)
     with pytest.raises(UserError) as caught:
         run(tiny(tmp_path / "run", *words))
     message = str(caught.value)
-    assert "near step" in message
+    assert "first at epoch 0, batch 1 (training rows 34, 32, 19" in message
     assert "lower optim.lr (now 1e+30)" in message
     assert "\n" not in message
     assert not (tmp_path / "run").exists()
@@ -180,11 +180,11 @@ def test_the_checkpoint_before_a_divergence_stays(tmp_path, monkeypatch):
 
     def poisoned(self, batch):
         if self.progress.step == 3:
-            batch["pixel_values"][0] = torch.inf
+            batch["pixel_values"] = torch.full_like(batch["pixel_values"], torch.inf, dtype=torch.float32)
         return whole(self, batch)
 
     monkeypatch.setattr(Trainer, "_batch", poisoned)
-    with pytest.raises(UserError, match=r"near step 4: lower optim\.lr .*step-00000003\.pt is kept"):
+    with pytest.raises(UserError, match=r"first at epoch 0, batch 3 \(training rows .*lower optim\.lr .*step-00000003\.pt is kept"):
         run(tiny(tmp_path / "run", *words))
     assert [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()] == ["step-00000003.pt"]
     assert {path.name for path in (tmp_path / "run").iterdir()} <= {"checkpoints", "recipe.yaml", "log.jsonl"}

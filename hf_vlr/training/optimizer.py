@@ -21,6 +21,7 @@ def parameter_groups(model: nn.Module, options: OptimOptions) -> list[dict]:
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     used = set()
     for name, parameter in model.named_parameters():
+        name = name.removeprefix("model.")  # of a task
         if not parameter.requires_grad:
             continue
         prefixes = [prefix for prefix in options.lr_scales if f"{name}.".startswith(f"{prefix}.")]

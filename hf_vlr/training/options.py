@@ -4,41 +4,24 @@ A recipe is data: every key, its type, its default, its range and its help stand
 The command line, the list of keys and all error messages are made from them.
 """
 
-import difflib
-import math
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import MISSING, Field, dataclass, field, fields, is_dataclass
-from types import UnionType
-from typing import Any, Union, get_args, get_origin
+from dataclasses import MISSING, dataclass, field
+from typing import Any
 
 from hf_vlr.errors import UserError
+from hf_vlr.training.keys import about, check_value, describe, leaves, option, value_at
 
 TOWER_HELP = "timm:NAME, hf:NAME, a folder, a file, or scratch:KIND"
 PARTS = ("vision_model", "text_model", "visual_projection", "text_projection", "logit_scale")
-
-
-def about(
-    help: str,
-    *,
-    choices: Sequence[str] = (),
-    low: float = -math.inf,
-    high: float = math.inf,
-    above: float = -math.inf,
-) -> dict[str, Any]:
-    """Metadata of a field: `choices` of words; of numbers `low` and `high` (included), `above` (excluded)."""
-    return {"help": help, "choices": tuple(choices), "low": low, "high": high, "above": above}
-
-
-def option(default: Any, help: str, **limits: Any) -> Any:
-    """A field with an immutable default; `limits` as in `about`."""
-    return field(default=default, metadata=about(help, **limits))
 
 
 @dataclass
 class DataOptions:
     """Where the images, labels and texts come from, and how they become batches."""
 
-    source: str = option("shapes-lt", "a built-in set, imagefolder:DIR, a Parquet folder or a Hub name")
+    source: str = option(
+        "shapes-lt",
+        "a built-in set, imagefolder:DIR, a Parquet folder or a Hub name; stream:SPEC reads images only when needed",
+    )
     options: dict[str, Any] = field(
         default_factory=dict, metadata=about("settings of the source itself, e.g. data.options.classes=108")
     )
@@ -61,9 +44,17 @@ class DataOptions:
     validation_fraction: float = option(0.1, "part of each class held out to choose on", low=0.0, high=0.9)
     sampler: str = option(
         "sqrt",
-        "how often a class of n images is drawn, or with data.mix a source",
-        choices=("instance", "class-balanced", "sqrt", "source-balanced"),
+        "how often a class of n images is drawn, or with data.mix a source; progressive goes from instance to "
+        "class-balanced, under and over cut or repeat every class to the size of the smallest or largest",
+        choices=("instance", "class-balanced", "sqrt", "progressive", "under", "over", "source-balanced"),
     )
+    synthesis: str = option(
+        "none",
+        "with cache_views: new states for rare classes, between neighbours of a class (smote) or from the spread of "
+        "common classes (transfer), until every class has as many as the largest",
+        choices=("none", "smote", "transfer"),
+    )
+    neighbours: int = option(5, "nearest states of the class that data.synthesis=smote goes towards", low=1)
     split_seed: int = option(0, "seed of generated data, folds and held-out parts; the run's own is `seed`", low=0)
     image_size: int | None = option(None, "side of the square the model sees; null = the model's, else 224", low=8)
     image_mean: list[float] = field(
@@ -75,6 +66,8 @@ class DataOptions:
     augment: str = option("light", "strength of the augmentation", choices=("none", "light", "strong"))
     min_scale: float = option(0.4, "smallest area of a random crop, part of the image", above=0.0, high=1.0)
     flip: bool = option(True, "mirror half of the training images")
+    mixup: float = option(0.0, "α of mixup's Beta(α, α) in recognition; 0 = off", low=0.0)
+    cutmix: float = option(0.0, "α of CutMix's Beta(α, α) in recognition; 0 = off", low=0.0)
     caption_probability: float = option(0.0, "chance of the image's own caption over a class text", low=0.0, high=1.0)
     max_text_length: int = option(77, "tokens kept of a text", low=2)
     workers: int = option(0, "data-loading processes per training process", low=0)
@@ -101,7 +94,8 @@ class ModelOptions:
         "sentence vector of the text tower; null = what suits the tower",
         choices=("eot", "cls", "mean", "pooler"),
     )
-    visual_head: str = option("mlp", "classifier of the visual branch", choices=("mlp", "linear"))
+    visual_head: str = option("mlp", "classifier of the visual branch", choices=("mlp", "linear", "cosine"))
+    visual_scale: float = option(30.0, "inverse temperature of the cosine classifier", above=0.0)
     language: bool = option(True, "use language; false = the visual-only baseline")
     num_anchors: int = option(64, "anchor sentences per class, at most", low=1)
     fusion_weight: float | None = option(
@@ -111,6 +105,10 @@ class ModelOptions:
     logit_scale_init: float = option(2.6592, "log of the initial inverse temperature")
     max_logit_scale: float = option(100.0, "upper bound of the inverse temperature", low=1.0)
     gradient_checkpointing: bool = option(False, "trade time for memory in the towers")
+    patch_dropout: float = option(
+        0.0, "part of the patches that a vision transformer does not see in training", low=0.0, high=0.95
+    )
+    compile: bool = option(False, "torch.compile the towers")
 
 
 @dataclass
@@ -140,32 +138,84 @@ class TrainOptions:
     steps: int | None = option(None, "optimiser steps; null = epochs decide", low=1)
     epochs: int = option(10, "passes over the data", low=1)
     batch_size: int = option(128, "samples per optimiser step, over all processes", low=1)
-    accumulation: int = option(1, "parts a step's batch is computed in", low=1)
+    accumulation: int = option(1, "parts a step's batch is computed in; a contrast sees one part at a time", low=1)
+    micro_batch: int = option(
+        0,
+        "images and texts that the towers encode at a time, in two passes, so that a contrast over the whole batch "
+        "needs the memory of this many; 0 = all at once",
+        low=0,
+    )
     mixed_precision: str = option("no", "number format of the towers", choices=("no", "bf16", "fp16"))
     log_every: int = option(20, "steps between two logged lines", low=1)
     save_every: int = option(0, "steps between two checkpoints; 0 = at each epoch's end", low=0)
     keep: int = option(2, "checkpoints kept", low=1)
+    validate_every: int | None = option(
+        None, "steps between two losses on validation data; 0 = at each epoch's end; null = never", low=0
+    )
+    trackers: list[str] = field(
+        default_factory=list,
+        metadata=about("where log lines are sent besides log.jsonl", choices=("tensorboard", "trackio", "wandb")),
+    )
 
 
 @dataclass
 class LossOptions:
     """Terms of the objective."""
 
+    objective: str = option(
+        "unicl",
+        "what stage 1 minimises: positives are all of a class (unicl), the pair alone (clip), of a class by a sigmoid "
+        "(siglip) or between images (supcon); multi-task adds a linear classifier to unicl",
+        choices=("unicl", "clip", "siglip", "supcon", "multi-task"),
+    )
     label_smoothing: float = option(0.0, "weight spread over all classes or texts", low=0.0, high=0.99)
     distillation: float = option(0.0, "weight of the frozen teacher's targets in stage 1", low=0.0, high=1.0)
     direction: str = option("both", "sides of the contrast", choices=("both", "image_to_text", "text_to_image"))
     visual_weight: float = option(1.0, "weight of the visual branch's loss", low=0.0)
     language_weight: float = option(1.0, "weight of the language branch's loss", low=0.0)
-    logit_adjustment: float = option(0.0, "factor on log class frequency added in training", low=0.0)
+    contrast_weight: float = option(1.0, "weight of the contrast in task=joint", low=0.0)
+    classification: str = option("cross-entropy", "loss of a classifier", choices=("cross-entropy", "focal", "ldam"))
+    logit_adjustment: float = option(
+        0.0, "factor on log class frequency added in training; 1 = balanced softmax", low=0.0
+    )
+    focal_gamma: float = option(2.0, "how much the focal loss plays down easy images", low=0.0)
+    ldam_margin: float = option(0.5, "margin of the rarest class, in cosines", low=0.0, high=1.0)
+    reweight: str = option(
+        "none",
+        "weights of the classes: 1/n_c, or class-balanced by the effective number of images",
+        choices=("none", "inverse", "class-balanced"),
+    )
+    reweight_beta: float = option(0.9999, "β of the effective number (1 - β^n)/(1 - β)", low=0.0, high=0.999999)
+    reweight_after: float = option(
+        0.0, "part of the training without these weights; 0.8 with ldam = LDAM-DRW", low=0.0, high=1.0
+    )
+
+
+@dataclass
+class RebalanceOptions:
+    """task=rebalance: the classifier of a trained recogniser anew, its features frozen (Kang et al., ICLR 2020)."""
+
+    method: str = option(
+        "tau-norm",
+        "weights over their norm to the power τ; classifier re-trained (crt); its scales re-trained (lws); class means",
+        choices=("tau-norm", "crt", "lws", "ncm"),
+    )
+    tau: float | None = option(None, "τ of tau-norm; null = chosen on validation data", low=0.0, high=10.0)
 
 
 @dataclass
 class AnchorOptions:
     """How the sentences that stand for a class are chosen between the stages."""
 
+    selection: str = option(
+        "scored",
+        "which sentences: those that best find the images of their class (scored), the corpus's first, or random ones",
+        choices=("scored", "first", "random"),
+    )
     split: str = option("train", "images the sentences are scored on", choices=("train", "validation"))
     images_per_class: int = option(50, "images per class they are scored on, at most", low=1)
     chunk: int = option(4096, "sentences scored at a time", low=1)
+    refresh_every: int = option(1, "task=joint: epochs between two choices", low=1)
 
 
 @dataclass
@@ -184,7 +234,7 @@ class EvalOptions:
 class Recipe:
     """One experiment: a task, its data, its model, and how the one is fitted to the other."""
 
-    task: str = option(MISSING, "what is trained", choices=("unicl", "cvlp", "recognition"))
+    task: str = option(MISSING, "what is trained", choices=("unicl", "cvlp", "recognition", "joint", "rebalance"))
     seed: int = option(0, "seed of every random draw", low=0)
     output: str = option("runs/untitled", "folder the run is written to; default runs/NAME-OF-THE-RECIPE")
     data: DataOptions = field(default_factory=DataOptions)
@@ -192,13 +242,14 @@ class Recipe:
     optim: OptimOptions = field(default_factory=OptimOptions)
     train: TrainOptions = field(default_factory=TrainOptions)
     loss: LossOptions = field(default_factory=LossOptions)
+    rebalance: RebalanceOptions = field(default_factory=RebalanceOptions)
     anchors: AnchorOptions = field(default_factory=AnchorOptions)
     eval: EvalOptions = field(default_factory=EvalOptions)
 
     def check(self) -> None:
         """Raise `UserError` for a value out of its range, and for two values that contradict each other."""
         for key, leaf in leaves(Recipe):
-            _check_value(key, leaf, _value_at(self, key))
+            check_value(key, leaf, value_at(self, key))
         data, train = self.data, self.train
         if data.folds is not None and data.fold is None:
             raise UserError(f"data.folds={data.folds} needs data.fold, the fold that is tested (0 … {data.folds - 1})")
@@ -208,6 +259,10 @@ class Recipe:
             raise UserError(
                 f"train.batch_size={train.batch_size} must be a multiple of train.accumulation={train.accumulation}"
             )
+        if self.loss.distillation and self.loss.objective not in ("unicl", "clip"):
+            raise UserError(f"loss.distillation goes with loss.objective=unicl or clip, not {self.loss.objective}")
+        if (data.mixup or data.cutmix) and (self.task != "recognition" or data.cache_views):
+            raise UserError("data.mixup and data.cutmix are for task=recognition on pictures, without data.cache_views")
         if data.cache_views and "vision_model" not in self.model.freeze:
             raise UserError("data.cache_views needs a frozen vision tower: add model.freeze=vision_model")
         if len(self.optim.betas) != 2 or 1.0 in self.optim.betas:
@@ -222,91 +277,5 @@ class Recipe:
 
 
 def describe_keys() -> list[tuple[str, str, str, str]]:
-    """(dotted key, type, default, help) of every recipe key, in the order of the dataclasses."""
-    rows = []
-    for key, leaf in leaves(Recipe):
-        choices = "|".join(leaf.metadata["choices"])
-        kind = spell_type(leaf.type) + (f": {choices}" if choices else "")
-        rows.append((key, kind, _spell_default(leaf), leaf.metadata["help"]))
-    return rows
-
-
-def leaves(section: type, prefix: str = "") -> Iterator[tuple[str, Field]]:
-    """(dotted key, field) of every key below a section's dataclass, in the order they are written."""
-    for leaf in fields(section):
-        if is_dataclass(leaf.type):
-            yield from leaves(leaf.type, f"{prefix}{leaf.name}.")
-        else:
-            yield prefix + leaf.name, leaf
-
-
-def _value_at(recipe: Recipe, key: str) -> Any:
-    value: Any = recipe
-    for name in key.split("."):
-        value = getattr(value, name)
-    return value
-
-
-def _check_value(key: str, leaf: Field, value: Any) -> None:
-    if value is None:
-        return
-    limits = leaf.metadata
-    members = value.values() if isinstance(value, dict) else value if isinstance(value, list) else [value]
-    for member in members:
-        if limits["choices"] and member not in limits["choices"]:
-            near = difflib.get_close_matches(str(member), limits["choices"], n=1)
-            hint = f"; did you mean {near[0]}?" if near else ""
-            raise UserError(f"{key}={member} is not one of {', '.join(limits['choices'])}{hint}")
-        bounded = isinstance(member, int | float) and not isinstance(member, bool)
-        inside = bounded and limits["low"] <= member <= limits["high"] and member > limits["above"]
-        if bounded and not (inside and math.isfinite(member)):
-            raise UserError(f"{key}={member} is out of range: it must be {_spell_range(limits)}")
-    if leaf.type is str and not value.strip():
-        raise UserError(f"{key} is empty; {leaf.metadata['help']}")
-
-
-def _spell_range(limits: Mapping[str, Any]) -> str:
-    parts = []
-    if math.isfinite(limits["above"]):
-        parts.append(f"above {limits['above']:g}")
-    if math.isfinite(limits["low"]):
-        parts.append(f"at least {limits['low']:g}")
-    if math.isfinite(limits["high"]):
-        parts.append(f"at most {limits['high']:g}")
-    return " and ".join(parts) or "a finite number"
-
-
-def split_optional(kind: Any) -> tuple[bool, Any]:
-    """Whether an annotation allows None, and what it is otherwise."""
-    if get_origin(kind) in {Union, UnionType}:
-        return True, next(part for part in get_args(kind) if part is not type(None))
-    return False, kind
-
-
-def spell_type(kind: Any) -> str:
-    """An annotation in a user's words, e.g. `int | None` as "a whole number or null"."""
-    optional, kind = split_optional(kind)
-    names = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
-    if get_origin(kind) is list:
-        spelled = "a list of numbers" if get_args(kind)[0] is float else "a list of texts"
-    elif get_origin(kind) is dict:
-        spelled = "names with numbers" if get_args(kind)[1] is float else "names with values"
-    else:
-        spelled = names[kind]
-    return f"{spelled} or null" if optional else spelled
-
-
-def _spell_default(leaf: Field) -> str:
-    if leaf.default_factory is not MISSING:
-        default = leaf.default_factory()
-    elif leaf.default is MISSING:
-        return "required"
-    else:
-        default = leaf.default
-    if default is None:
-        return "null"
-    if isinstance(default, bool):
-        return str(default).lower()
-    if isinstance(default, list):
-        return f"[{', '.join(map(str, default))}]"
-    return str(default)
+    """(dotted key, type, default, help) of every recipe key."""
+    return describe(Recipe)

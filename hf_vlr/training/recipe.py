@@ -1,8 +1,11 @@
-"""From a YAML file and `key=value` words to a checked `Recipe`, and back to YAML."""
+"""From YAML files and `key=value` words to a checked `Recipe`, and back to YAML.
+
+A file may name another one as its `base`, whose values lie under its own.
+"""
 
 import difflib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import Field, asdict, fields, is_dataclass
+from dataclasses import MISSING, Field, asdict, dataclass, fields, is_dataclass
 from importlib.resources import files
 from pathlib import Path
 from typing import Any, get_origin
@@ -12,27 +15,85 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from hf_vlr.errors import UserError
-from hf_vlr.training.options import Recipe, leaves, spell_type, split_optional
+from hf_vlr.training.keys import leaves, spell_type, split_optional, value_at
+from hf_vlr.training.options import Recipe
 
 SHORT_NAMES = {"vision": "model.vision", "text": "model.text", "data": "data.source", "out": "output"}
+
+
+BASE = "base"
+
+
+@dataclass(frozen=True)
+class RecipeFile:
+    """One file of a recipe: where it lies (None: in the package), its opening comment, its own values by section."""
+
+    name: str
+    path: Path | None
+    comment: str
+    values: Mapping[str, Any]
 
 
 def load_recipe(name_or_path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     """Read a packaged recipe or a YAML file, lay `key=value` words over it, check it.
 
-    `overrides` are words such as `optim.lr=3e-4`, `model.freeze=text_model,logit_scale`,
-    `data.options.classes=12` or a short name (`vision=`, `text=`, `data=`, `out=`); later words win. Under a
-    dictionary (`data.options`, `optim.lr_scales`) the rest of the key is one name, dots included. `output` is
-    `runs/NAME` unless given. Raises `UserError` for an unknown recipe or key, for a value of the wrong type
-    and a value that `Recipe.check` refuses.
+    What the file names as its `base` (a packaged recipe, or a path relative to the file) is read first and lies under
+    it; a list or a dictionary is replaced as a whole, and `output` is not inherited. `overrides` are words such as
+    `optim.lr=3e-4`, `model.freeze=text_model,logit_scale`, `data.options.classes=12` or a short name (`vision=`,
+    `text=`, `data=`, `out=`); later words win. Under a dictionary (`data.options`, `optim.lr_scales`) the rest of the
+    key is one name, dots included. `output` is `runs/NAME` unless given. Raises `UserError` for an unknown recipe or
+    key, bases that go in a circle, a value of the wrong type and a value that `Recipe.check` refuses.
     """
-    name, text = _read(name_or_path)
-    values: list[tuple[str, Any]] = [("output", f"runs/{name}")]
-    values += _flatten(_parse_yaml(text, f"recipe {name_or_path}"), Recipe, "")
+    chain = recipe_files(name_or_path)
+    values: list[tuple[str, Any]] = []
+    for file in reversed(chain):
+        values = [(key, value) for key, value in values if key != "output"]
+        values += _flatten({name: value for name, value in file.values.items() if name != BASE}, Recipe, "")
+    values.insert(0, ("output", f"runs/{chain[0].name}"))
     values += map(_parse_override, overrides)
     if all(key != "task" for key, _ in values):
         raise UserError(f"recipe {name_or_path} has no task; add `task: unicl`, `cvlp` or `recognition`")
     return _build(values)
+
+
+def recipe_files(name_or_path: str | Path) -> list[RecipeFile]:
+    """A recipe's own file, then its base, then that one's base, and so on; `UserError` for a circle."""
+    chain = [_read(name_or_path)]
+    while chain[-1].values.get(BASE) is not None:
+        file, base = chain[-1], chain[-1].values[BASE]
+        if not isinstance(base, str):
+            raise UserError(f"recipe {file.name}: base={base} must be the name of one recipe, or the path of its file")
+        chain.append(_read(base, file.path.parent if file.path else None))
+        known = [(before.name, before.path) for before in chain[:-1]]
+        if (chain[-1].name, chain[-1].path) in known:
+            circle = " → ".join(one.name for one in chain)
+            raise UserError(f"recipe {chain[0].name}: its bases go in a circle ({circle}); remove one `base:`")
+    return chain
+
+
+def changed_values(recipe: Recipe) -> list[tuple[str, Any]]:
+    """(dotted key, value) of every key that is not at its default, in the order of the keys; `task` is one."""
+    changed = []
+    for key, leaf in leaves(Recipe):
+        default = leaf.default if leaf.default_factory is MISSING else leaf.default_factory()
+        if value_at(recipe, key) != default:
+            changed.append((key, value_at(recipe, key)))
+    return changed
+
+
+def spell_value(value: Any) -> str:
+    """A value as it may be written after `key=` on the command line."""
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, float):
+        return f"{value:g}"
+    if isinstance(value, list):
+        return f"[{', '.join(map(spell_value, value))}]"
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{name}: {spell_value(entry)}" for name, entry in value.items()) + "}"
+    return str(value)
 
 
 def override_recipe(recipe: Recipe, overrides: Sequence[str]) -> Recipe:
@@ -50,29 +111,46 @@ def packaged_recipes() -> dict[str, str]:
     found = {}
     for entry in sorted(files("hf_vlr.recipes").iterdir(), key=lambda item: item.name):
         if entry.name.endswith(".yaml"):
-            first = entry.read_text(encoding="utf-8").partition("\n")[0]
-            found[entry.name.removesuffix(".yaml")] = first.lstrip("# ").strip() if first.startswith("#") else ""
+            name, comment = entry.name.removesuffix(".yaml"), _comment(entry.read_text(encoding="utf-8"))
+            found[name] = comment.partition("\n")[0].strip()
     return found
 
 
-def _read(name_or_path: str | Path) -> tuple[str, str]:
-    packaged = packaged_recipes()
-    if str(name_or_path) in packaged:
-        name = str(name_or_path)
-        return name, files("hf_vlr.recipes").joinpath(f"{name}.yaml").read_text(encoding="utf-8")
-    path = Path(name_or_path)
+def _read(name_or_path: str | Path, folder: Path | None = None) -> RecipeFile:
+    """The file that a name or a path means; `folder` is where a relative path begins."""
+    packaged = files("hf_vlr.recipes").joinpath(f"{name_or_path}.yaml")
+    if Path(name_or_path).name == str(name_or_path) and packaged.is_file():
+        return _parsed(str(name_or_path), None, packaged.read_text(encoding="utf-8"))
+    path = (folder or Path()) / name_or_path
     if path.is_dir():
         raise UserError(f"recipe {path} is a folder; name the .yaml file in it")
     if path.is_file():
         try:
-            return path.stem, path.read_text(encoding="utf-8")
+            return _parsed(path.stem, path.resolve(), path.read_text(encoding="utf-8"))
         except UnicodeDecodeError:
             raise UserError(f"recipe {path} is not UTF-8 text; a recipe is a YAML file") from None
-    if path.suffix in {".yaml", ".yml"} or len(path.parts) > 1:
+    if path.suffix in {".yaml", ".yml"} or len(Path(name_or_path).parts) > 1:
         raise UserError(f"recipe file {path} does not exist; `hf-vlr recipes` lists the packaged ones")
-    near = difflib.get_close_matches(str(path), packaged, n=1)
+    near = difflib.get_close_matches(str(name_or_path), packaged_recipes(), n=1)
     hint = f"did you mean {near[0]}? " if near else ""
-    raise UserError(f"unknown recipe {path}; {hint}`hf-vlr recipes` lists the packaged ones")
+    raise UserError(f"unknown recipe {name_or_path}; {hint}`hf-vlr recipes` lists the packaged ones")
+
+
+def _parsed(name: str, path: Path | None, text: str) -> RecipeFile:
+    values = _parse_yaml(text, f"recipe {path or name}")
+    if not isinstance(values, Mapping):
+        raise UserError(f"recipe {path or name}: a recipe holds keys of its own, such as `task: cvlp`, not a list")
+    return RecipeFile(name, path, _comment(text), values)
+
+
+def _comment(text: str) -> str:
+    """The comment that a file begins with, without its `#`."""
+    lines = []
+    for line in text.splitlines():
+        if not line.startswith("#"):
+            break
+        lines.append(line.removeprefix("#").removeprefix(" ").rstrip())
+    return "\n".join(lines).strip("\n")
 
 
 def _parse_yaml(text: str, where: str) -> Any:

@@ -1,7 +1,8 @@
 """Tasks: a model and its objective as one module, so that the loop knows neither.
 
-A task maps a batch (see `loaders`) to `{"loss": scalar, ...}`; the other entries are logged.
-Letters: `N` pairs, `U` unique texts, `C` classes, `D` projection width.
+A task maps a batch (see `loaders`) to `{"loss": scalar, ...}`; the other entries are logged. It does so in two halves,
+features and their objective, so that a step can compute the features in pieces.
+Letters: `N` pairs, `U` unique texts, `D` projection width.
 """
 
 import math
@@ -9,12 +10,12 @@ from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
 
-from hf_vlr.distributed import gather_rows, share_of_rows
-from hf_vlr.modeling import UniCLModel, VLLTRForImageClassification, distillation_loss, image_text_label_loss
+from hf_vlr.modeling import UniCLModel
 from hf_vlr.training.loaders import Batch
-from hf_vlr.training.options import LossOptions, ModelOptions
+from hf_vlr.training.options import ModelOptions
+
+Features = dict[str, Tensor]
 
 
 def freeze_parts(model: UniCLModel, parts: Iterable[str]) -> list[nn.Module]:
@@ -51,11 +52,19 @@ def text_features(model: UniCLModel, batch: Batch) -> Tensor:
     return model.get_text_features(batch["input_ids"], batch["attention_mask"], batch.get("token_type_ids"))
 
 
+def real(batch: Batch, value: Tensor) -> Tensor:
+    """The rows of a batch's tensor; none of a batch that only stands in for one, graph and type kept."""
+    return value[:0] if "blank" in batch else value
+
+
 class Task(nn.Module):
     """What the loop asks of a task: a loss per batch, frozen parts in eval mode, a hook after each step.
 
     model: what is trained; encoder: the dual encoder in it; idle: its parts that this task's loss does not reach.
     """
+
+    # whether the loss is a sum over images, so that pieces of a batch need not know of each other
+    separable = False
 
     def __init__(self, model: nn.Module, encoder: UniCLModel, options: ModelOptions, idle: Sequence[str] = ()) -> None:
         super().__init__()
@@ -64,6 +73,28 @@ class Task(nn.Module):
         self._frozen = (freeze_parts(encoder, [*options.freeze, *idle]),)
         self._encoder = (encoder,)
         self.max_log_scale = math.log(options.max_logit_scale)
+        self.progress = 0.0
+
+    def encode(self, batch: Batch) -> Features:
+        """What the trained towers make of the images and texts in a batch, or in a piece of one; with gradient."""
+        raise NotImplementedError
+
+    def observe(self, batch: Batch) -> Features:
+        """What else the objective needs of them, by name, without gradient."""
+        return {}
+
+    def objective(self, features: Features, seen: Features, batch: Batch) -> dict[str, Tensor]:
+        """`{"loss": scalar, ...}` of this process's features.
+
+        Its mean over processes is the loss of the global batch, and so are the gradients' means.
+        """
+        raise NotImplementedError
+
+    def forward(self, batch: Batch) -> dict[str, Tensor]:
+        return self.objective(self.encode(batch), self.observe(batch), batch)
+
+    def start_epoch(self, epoch: int, batch: int) -> None:
+        """Called before the batches of an epoch, from `batch` on where a run is resumed within it."""
 
     def train(self, mode: bool = True) -> "Task":
         super().train(mode)
@@ -72,101 +103,12 @@ class Task(nn.Module):
         return self
 
     @torch.no_grad()
-    def after_step(self) -> None:
-        """Called once the optimiser has moved the parameters: the inverse temperature stays within its bound."""
+    def after_step(self, progress: float = 0.0) -> None:
+        """Called once the optimiser has moved the parameters; `progress` is the part of the training that is done.
+
+        The inverse temperature stays within its bound.
+        """
+        self.progress = progress
         scale = self._encoder[0].logit_scale
         if scale.requires_grad:
             scale.clamp_(max=self.max_log_scale)
-
-
-class ContrastiveTask(Task):
-    """Image-text-label contrast (UniCL), with label smoothing and distillation (VL-LTR's CVLP).
-
-    L = (1 − β) L_contrast + β L_distil, over the global batch. The teacher is a frozen copy of the model a run
-    started from.
-    """
-
-    def __init__(
-        self, model: UniCLModel, options: ModelOptions, loss: LossOptions, teacher: UniCLModel | None = None
-    ) -> None:
-        super().__init__(model, model, options)
-        self.loss = loss
-        # not registered: a teacher is neither trained nor saved with the model
-        self._teacher = (teacher.eval().requires_grad_(False) if teacher is not None else None,)
-
-    def forward(self, batch: Batch) -> dict[str, Tensor]:
-        images, texts, index = self._global_features(self.model, batch)
-        labels = gather_rows(batch["labels"])
-        scale = self.model.logit_scale.exp()
-        loss = image_text_label_loss(
-            images,
-            texts,
-            labels,
-            scale,
-            text_index=index,
-            direction=self.loss.direction,
-            label_smoothing=self.loss.label_smoothing,
-        )
-        parts = {"contrast": loss.detach(), "logit_scale": scale.detach()}
-        teacher, beta = self._teacher[0], self.loss.distillation
-        if teacher is not None:
-            with torch.no_grad():
-                teacher_images, teacher_texts, _ = self._global_features(teacher.to(images.device), batch)
-                teacher_scale = teacher.logit_scale.exp()
-            distilled = distillation_loss(
-                images, texts, scale, teacher_images, teacher_texts, teacher_scale, text_index=index
-            )
-            parts["distillation"] = distilled.detach()
-            loss = (1 - beta) * loss + beta * distilled
-        return {"loss": loss, **parts}
-
-    def _global_features(self, model: UniCLModel, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
-        """Image features [N, D] and text features [U, D] of all ranks, and each pair's text [N]."""
-        images = gather_rows(image_features(model, batch))
-        local = text_features(model, batch)
-        index = gather_rows(batch["text_index"] + text_offset(local))
-        return images, gather_rows(local), index
-
-
-def text_offset(local: Tensor) -> int:
-    """How many texts [U_r, D] the ranks before this one hold."""
-    own = torch.tensor([len(local)], device=local.device)
-    counts = gather_rows(own)
-    rank = torch.distributed.get_rank() if len(counts) > 1 else 0
-    return int(counts[:rank].sum())
-
-
-class RecognitionTask(Task):
-    """Recognition (VL-LTR stage 2): w_v CE(visual, y) + w_l CE(language, y), or the visual branch alone.
-
-    With `logit_adjustment` τ both branches are trained on logits + τ log π, π the training frequencies (Menon et al.,
-    ICLR 2021); predictions use the bare logits. The anchors are fixed, so the text tower takes no part; neither does
-    the logit scale without them.
-    """
-
-    def __init__(
-        self,
-        model: VLLTRForImageClassification,
-        options: ModelOptions,
-        loss: LossOptions,
-        class_counts: Tensor,
-    ) -> None:
-        idle = ["text_model", "text_projection"] + ([] if model.config.num_anchors else ["logit_scale"])
-        super().__init__(model, model.vlltr, options, idle)
-        self.loss = loss
-        prior = class_counts.double().clamp_min(1) / class_counts.sum()
-        self.register_buffer("adjustment", (loss.logit_adjustment * prior.log()).float(), persistent=False)
-
-    def forward(self, batch: Batch) -> dict[str, Tensor]:
-        output = self.model(image_features=image_features(self.model.vlltr, batch))
-        labels, smoothing = batch["labels"], self.loss.label_smoothing
-        visual = cross_entropy(output.visual_logits + self.adjustment, labels, label_smoothing=smoothing)
-        parts = {"visual": visual.detach()}
-        loss = self.loss.visual_weight * visual
-        if output.language_logits is not None:
-            language = cross_entropy(output.language_logits + self.adjustment, labels, label_smoothing=smoothing)
-            parts["language"] = language.detach()
-            loss = loss + self.loss.language_weight * language
-        # processes may hold different numbers of rows; the mean over them is to be the mean over rows
-        share = share_of_rows(labels)
-        return {name: share * part for name, part in ({"loss": loss} | parts).items()}
