@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from hf_vlr.data.images import SelectedImages, identity_of
-from hf_vlr.errors import UserError
+from hf_vlr.data.workers import obey_parent_only, worker_errors
 from hf_vlr.modeling import UniCLModel
 from hf_vlr.modeling.towers import encode_image, encode_text
 from hf_vlr.randomness import torch_seeded
@@ -111,7 +111,7 @@ def _encode_view(model: UniCLModel, view: View, batch_size: int, workers: int, n
     """Pooled states [N, W] of one view."""
     training = model.training
     model.eval()
-    loader = DataLoader(view, batch_size, num_workers=workers)
+    loader = DataLoader(view, batch_size, num_workers=workers, worker_init_fn=obey_parent_only)
     bar = tqdm(
         read_batches(loader),
         total=len(loader),
@@ -176,12 +176,9 @@ def text_states(
 
 
 def read_batches(loader: DataLoader) -> Iterator:
-    """A loader's batches; an error of the user's in a worker process keeps its one line, without the traceback."""
-    try:
+    """A loader's batches; an error in a worker process is one line that says its cause."""
+    with worker_errors():
         yield from loader
-    except UserError as error:
-        last = str(error).rstrip().rpartition("\n")[2]
-        raise UserError(last.removeprefix(f"{UserError.__module__}.{UserError.__name__}: ")) from error
 
 
 def base_rows(images: Sequence) -> tuple[Sequence, Tensor]:

@@ -46,6 +46,7 @@ def as_pairs(source: ImageSource) -> ImageSource:
         captions=kept.captions,
         class_names=[],
         groups=kept.groups,
+        blocks=kept.blocks,
     )
 
 
@@ -75,7 +76,22 @@ def mix(first: ImageSource, others: Sequence[ImageSource]) -> ImageSource:
         captions=[caption for source in sources for caption in source.captions],
         class_names=names,
         parts=np.repeat(np.arange(len(sources)), [len(source) for source in sources]),
+        blocks=joined_blocks(sources),
     )
+
+
+def joined_blocks(sources: Sequence[ImageSource]) -> np.ndarray | None:
+    """Blocks [N] of all sources, one's after the other's; -1 for rows of a source without. None where none has any."""
+    if all(source.blocks is None for source in sources):
+        return None
+    joined, first = [], 0
+    for source in sources:
+        if source.blocks is None:
+            joined.append(np.full(len(source), -1, dtype=np.int64))
+            continue
+        joined.append(source.blocks + first)
+        first += int(source.blocks.max(initial=-1)) + 1
+    return np.concatenate(joined)
 
 
 def concepts(names: Sequence[str]) -> dict[str, int]:

@@ -12,6 +12,7 @@ from hf_vlr.data.images import SelectedImages, identity_of
 from hf_vlr.data.shapes_lt import load_shapes
 from hf_vlr.data.splits import stratified_folds, stratified_holdout
 from hf_vlr.data.stored import Rows, stored_splits
+from hf_vlr.data.streaming.splits import STREAM
 from hf_vlr.errors import UserError
 
 SPLITS = ("train", "validation", "test", "unseen")
@@ -27,6 +28,7 @@ class ImageSource:
     class_names: C names by class index; they may repeat.
     groups: `[N]` or None; rows with equal values are copies of one picture and never straddle a split.
     parts: int64 `[N]` or None; which of several mixed sources a row is of.
+    blocks: int64 `[N]` or None; which rows of a streamed source are fetched together, -1 for a row that is at hand.
     """
 
     name: str
@@ -37,6 +39,7 @@ class ImageSource:
     class_names: list[str]
     groups: np.ndarray | None = field(default=None)
     parts: np.ndarray | None = field(default=None)
+    blocks: np.ndarray | None = field(default=None)
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -61,6 +64,7 @@ class ImageSource:
             class_names=self.class_names,
             groups=None if self.groups is None else self.groups[rows],
             parts=None if self.parts is None else self.parts[rows],
+            blocks=None if self.blocks is None else self.blocks[rows],
         )
 
     def fingerprint(self) -> str:
@@ -84,14 +88,16 @@ def load_source(
 ) -> ImageSource:
     """One split of a dataset.
 
-    spec: `imagefolder:DIR`, `ORG/NAME` or `ORG/NAME:CONFIG` on the Hub, a folder of Parquet, or `shapes-lt`.
+    spec: `imagefolder:DIR`, `ORG/NAME` or `ORG/NAME:CONFIG` on the Hub, a folder of Parquet, or `shapes-lt`. With
+    `stream:` before it, images are read only when they are asked for: `stream:DIR` of Parquet, `stream:ORG/NAME`,
+    `stream:hf://PATH`, `stream:webdataset:DIR` or `…:GLOB` of tar shards; the source's name goes without the prefix.
     split: "train", "validation" or "test"; for `shapes-lt` also "unseen".
     folds, fold: test on fold number `fold` (0 … folds-1) of everything in the split "train", or of its column
         `fold`; over all folds every row is tested exactly once.
     validation_fraction: where there is no validation split, this share of every class is cut off the training
     rows.
     options: for `shapes-lt` the fields of `ShapesOptions`; otherwise `image`, `label` and `text` name the
-    columns.
+    columns; of a streamed source also `cache_dir` and `cache_gib`, where blocks are kept and how much of them.
 
     Raises `UserError` naming what is wrong with the spec, the split, the folder or the labels.
     """
@@ -104,6 +110,7 @@ def load_source(
     if split == "unseen":
         raise UserError(f"{spec} has no split 'unseen'; only shapes-lt has one")
     stored = stored_splits(spec, options or {})
+    spec = spec.removeprefix(STREAM)
     if folds is not None or fold is not None:
         return _fold_split(spec, stored, split, seed, folds, fold, validation_fraction)
     return _own_split(spec, stored, split, seed, validation_fraction)
@@ -182,6 +189,7 @@ def _source(spec: str, split: str, rows: Rows) -> ImageSource:
         captions=rows.captions,
         class_names=rows.class_names,
         groups=rows.groups,
+        blocks=rows.blocks,
     )
 
 

@@ -50,8 +50,8 @@ class DataOptions:
     )
     synthesis: str = option(
         "none",
-        "with cache_views: new states for rare classes, between neighbours of a class (smote) or from the spread of "
-        "common classes (transfer), until every class has as many as the largest",
+        "with cache_views and sampler=over: a repeated row is a new state, between neighbours of its class (smote) or "
+        "from the spread of common classes (transfer)",
         choices=("none", "smote", "transfer"),
     )
     neighbours: int = option(5, "nearest states of the class that data.synthesis=smote goes towards", low=1)
@@ -197,7 +197,8 @@ class RebalanceOptions:
 
     method: str = option(
         "tau-norm",
-        "weights over their norm to the power τ; classifier re-trained (crt); its scales re-trained (lws); class means",
+        "weights over their norm to the power τ; classifier re-trained (crt) or its scales (lws), both with sampler="
+        "class-balanced or over; class means (ncm)",
         choices=("tau-norm", "crt", "lws", "ncm"),
     )
     tau: float | None = option(None, "τ of tau-norm; null = chosen on validation data", low=0.0, high=10.0)
@@ -263,7 +264,7 @@ class Recipe:
             raise UserError(f"loss.distillation goes with loss.objective=unicl or clip, not {self.loss.objective}")
         if (data.mixup or data.cutmix) and (self.task != "recognition" or data.cache_views):
             raise UserError("data.mixup and data.cutmix are for task=recognition on pictures, without data.cache_views")
-        if data.cache_views and "vision_model" not in self.model.freeze:
+        if data.cache_views and "vision_model" not in self.model.freeze and self.task != "rebalance":
             raise UserError("data.cache_views needs a frozen vision tower: add model.freeze=vision_model")
         if len(self.optim.betas) != 2 or 1.0 in self.optim.betas:
             raise UserError(f"optim.betas={self.optim.betas} must be two numbers below 1")

@@ -3,7 +3,7 @@
 import torch
 
 from hf_vlr.anchors import gather_anchor_features
-from hf_vlr.data.batches import Collator, TrainingSet
+from hf_vlr.data.batches import Collator
 from hf_vlr.data.source import ImageSource
 from hf_vlr.errors import UserError
 from hf_vlr.evaluation.fusion import choose_fusion_weight
@@ -12,12 +12,13 @@ from hf_vlr.features import Transform, text_states
 from hf_vlr.modeling import VLLTRConfig, VLLTRForImageClassification, VLLTRModel
 from hf_vlr.randomness import seed_for
 from hf_vlr.training.context import Context
-from hf_vlr.training.contrast import choose_anchors, encode_source, epoch_keys, name_classes, training_views
-from hf_vlr.training.loaders import Batches, ImageBatches, StateBatches
+from hf_vlr.training.contrast import choose_anchors, encode_source, name_classes
+from hf_vlr.training.feeding import recognition_batches, validation_batches
 from hf_vlr.training.model_builder import DualEncoder, build_dual_encoder
+from hf_vlr.training.recognition_task import RecognitionTask
 from hf_vlr.training.run_data import RunData, transforms
 from hf_vlr.training.run_folder import TEXTS_FILE, open_folder, save_model, write_evaluation
-from hf_vlr.training.tasks import RecognitionTask
+from hf_vlr.training.tower_training import prepare_towers
 from hf_vlr.training.trainer import Trainer
 
 # α while training; the choice on validation data comes after, and the loss does not depend on it
@@ -33,10 +34,12 @@ def fit_recognition(context: Context, data: RunData) -> None:
     evaluation, augmentation = transforms(recipe.data, encoder.image_processor)
     if data.corpus is not None:
         give_anchors(context, data, model, encoder, evaluation)
+    prepare_towers(model.vlltr, recipe.model)
     task = RecognitionTask(model, recipe.model, recipe.loss, model.head.class_counts.cpu())
-    batches = recognition_batches(context, data, model, evaluation, augmentation)
+    batches = recognition_batches(context, data, model.vlltr, evaluation, augmentation)
     open_folder(context)
-    summary = Trainer(task, batches, recipe, context.folder, accelerator).fit(context.resume)
+    validation = validation_batches(context, data.validation, None, model.vlltr, Collator(None), evaluation)
+    summary = Trainer(task, batches, recipe, context.folder, accelerator, validation).fit(context.resume)
     if not accelerator.is_main_process:
         return
     model.eval()
@@ -77,6 +80,7 @@ def build_recogniser(context: Context, data: RunData, encoder: DualEncoder) -> V
         fusion_weight=weight,
         detach_norm=options.detach_norm,
         visual_head=options.visual_head,
+        visual_scale=options.visual_scale,
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed_for(recipe.seed, 0, 0, "head"))
@@ -116,19 +120,3 @@ def give_anchors(
             "texts": [{"source": source, "license": license} for source, license in provenance],
         },
     )
-
-
-def recognition_batches(
-    context: Context,
-    data: RunData,
-    model: VLLTRForImageClassification,
-    evaluation: Transform,
-    augmentation: Transform,
-) -> Batches:
-    """Pictures, or states of the frozen vision tower where `data.cache_views` asks for them."""
-    recipe, keys = context.recipe, epoch_keys(context, data.train)
-    if recipe.data.cache_views:
-        views = training_views(context, data, model.vlltr, evaluation, augmentation)
-        return StateBatches(data.train, views, keys, recipe.seed)
-    dataset = TrainingSet(data.train, None, augmentation, recipe.seed)
-    return ImageBatches(dataset, Collator(None), keys, recipe.data.workers)

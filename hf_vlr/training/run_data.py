@@ -9,6 +9,7 @@ from transformers import CLIPImageProcessor
 from hf_vlr.data.corpus import ClassTextCorpus, build_corpus
 from hf_vlr.data.mixture import PAIRS, as_pairs, mix
 from hf_vlr.data.source import ImageSource, check_source, load_source
+from hf_vlr.data.streaming.splits import STREAM
 from hf_vlr.data.transforms import build_eval_transform, build_train_transform
 from hf_vlr.errors import UserError
 from hf_vlr.features import Transform
@@ -73,8 +74,12 @@ def mixture(recipe: Recipe, train: ImageSource) -> ImageSource:
 def mixed_sources(recipe: Recipe) -> list[ImageSource]:
     """The training rows of each source of `data.mix`."""
     others = []
+    # streams of one run share their cache; the other options are the first source's own
+    cache = {key: value for key, value in recipe.data.options.items() if key in ("cache_dir", "cache_gib")}
     for spec in recipe.data.mix:
-        source = load_source(spec.removeprefix(PAIRS), "train", seed=recipe.data.split_seed, validation_fraction=0.0)
+        name = spec.removeprefix(PAIRS)
+        options = cache if name.startswith(STREAM) else None
+        source = load_source(name, "train", seed=recipe.data.split_seed, validation_fraction=0.0, options=options)
         others.append(as_pairs(source) if spec.startswith(PAIRS) else source)
     return others
 
@@ -92,9 +97,10 @@ def spoken_texts(data: RunData) -> list[str]:
 
 
 def chooses_on_validation(recipe: Recipe) -> bool:
-    """Whether the run looks at validation images, be it for its anchors or for its fusion weight."""
-    fusion = recipe.task == "recognition" and recipe.model.fusion_weight is None
-    return recipe.model.language and (fusion or recipe.anchors.split == "validation")
+    """Whether the run looks at validation images, be it for its anchors, its fusion weight or a curve of their loss."""
+    fusion = recipe.task in ("recognition", "joint") and recipe.model.fusion_weight is None
+    chooses = recipe.model.language and (fusion or recipe.anchors.split == "validation")
+    return chooses or recipe.train.validate_every is not None
 
 
 def transforms(data: DataOptions, processor: CLIPImageProcessor) -> tuple[Transform, Transform]:
