@@ -1,19 +1,28 @@
 """One run: a recipe becomes a folder that holds a model, what it was made from and what it is worth."""
 
+import os
 from pathlib import Path
 
 from accelerate import Accelerator, DistributedDataParallelKwargs
-from accelerate.utils import set_seed
+from accelerate.utils import ProjectConfiguration, set_seed
 
+from hf_vlr.data.workers import worker_errors
 from hf_vlr.errors import UserError
 from hf_vlr.features import StateCache
+from hf_vlr.training.checkpoints import CHECKPOINTS, way_on
 from hf_vlr.training.context import Context
 from hf_vlr.training.contrast import fit_contrast
+from hf_vlr.training.disk import NO_ROOM, WRITING, error_number, refused
+from hf_vlr.training.joint import fit_joint
 from hf_vlr.training.options import Recipe
+from hf_vlr.training.rebalance import fit_rebalance
 from hf_vlr.training.recipe import load_recipe
 from hf_vlr.training.recognition import fit_recognition
 from hf_vlr.training.run_data import load_run_data
 from hf_vlr.training.run_folder import check_folder, discard_beginning
+from hf_vlr.training.trackers import FOLDER, check_trackers
+
+FITS = {"recognition": fit_recognition, "joint": fit_joint, "rebalance": fit_rebalance}
 
 
 def train_recipe(
@@ -34,22 +43,49 @@ def run(recipe: Recipe, resume: bool = False) -> Path:
     """`train_recipe` for a recipe that is already loaded."""
     folder = Path(recipe.output)
     check_folder(folder, resume)
+    check_trackers(recipe)
+    _check_launch(recipe)
     accelerator = Accelerator(
         mixed_precision=recipe.train.mixed_precision,
+        log_with=recipe.train.trackers or None,
+        project_config=ProjectConfiguration(str(folder), str(folder / FOLDER)),
         kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
     )
     _check_precision(recipe, accelerator)
     set_seed(recipe.seed)
     data = load_run_data(recipe)
     context = Context(recipe, folder, accelerator, StateCache(recipe.data.cache_dir), resume)
-    fit = fit_recognition if recipe.task == "recognition" else fit_contrast
     try:
-        fit(context, data)
+        with worker_errors():
+            FITS.get(recipe.task, fit_contrast)(context, data)
     except UserError:
         discard_beginning(context)
         raise
+    except WRITING as error:
+        number = error_number(error)
+        if number not in NO_ROOM:
+            raise
+        told = refused(getattr(error, "filename", None) or folder, number, way_on(folder / CHECKPOINTS))
+        discard_beginning(context)
+        raise told from error
     accelerator.wait_for_everyone()
     return folder
+
+
+def _check_launch(recipe: Recipe) -> None:
+    """Raise `UserError` where the launcher was told what the recipe decides: Accelerate would take one of the two."""
+    own = recipe.train.mixed_precision
+    for name, key, value in (
+        ("ACCELERATE_MIXED_PRECISION", "train.mixed_precision", own),
+        ("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "train.accumulation", "1"),
+        ("ACCELERATE_DYNAMO_BACKEND", "model.compile", "no"),
+    ):
+        asked = os.environ.get(name, "no").lower()
+        if asked not in ("no", "1", value):
+            raise UserError(
+                f"the launcher asks for {name}={asked}, which {key} of the recipe decides: set that key, and leave "
+                "this out of the launch command and of accelerate's configuration"
+            )
 
 
 def _check_precision(recipe: Recipe, accelerator: Accelerator) -> None:
