@@ -19,8 +19,9 @@ from hf_vlr.data.longtail import (
     subset_by_sizes,
 )
 from hf_vlr.data.longtail_dataset import LongTail, make_longtail
-from hf_vlr.data.parquet import write_dataset
+from hf_vlr.data.parquet import write_dataset, write_texts
 from hf_vlr.data.source import load_source
+from hf_vlr.data.texts.row import TextRow
 from hf_vlr.errors import UserError
 
 # Digests of the rows (little-endian int64) that the reference below keeps of `cifar_like_labels`.
@@ -345,3 +346,16 @@ def test_shapes_lt_and_a_full_folder_are_refused(photos, tmp_path):
         make_longtail("shapes-lt", tmp_path / "out")
     with pytest.raises(UserError, match="exists already"):
         make_longtail(photos, tmp_path / "photos")
+
+
+def test_a_streamed_source_gives_the_same_copy_and_its_texts_go_along(photos, tmp_path):
+    make_longtail(photos, tmp_path / "whole", LongTail(1.0, largest=8))
+    write_texts([TextRow(2, "a cat or a dog", "own", "CC0-1.0")], ["ant", "bee", "cat|dog", "dab"], tmp_path / "whole")
+    for name, source in (("plain", f"{tmp_path / 'whole'}"), ("streamed", f"stream:{tmp_path / 'whole'}")):
+        make_longtail(source, tmp_path / name, LongTail(imbalance_factor=4))
+    plain, streamed = files_of(tmp_path / "plain"), files_of(tmp_path / "streamed")
+    assert plain == streamed
+    assert load_dataset(str(tmp_path / "plain"), "texts", split="train").to_list() == [
+        {"label": 2, "class_name": "cat|dog", "text": "a cat or a dog", "source": "own", "license": "CC0-1.0"}
+    ]
+    assert str(tmp_path) not in streamed["README.md"].decode()

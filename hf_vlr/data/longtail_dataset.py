@@ -15,6 +15,8 @@ from hf_vlr.data.longtail import assign_sizes, class_sizes, subset_by_sizes
 from hf_vlr.data.parquet import free_folder, write_dataset
 from hf_vlr.data.shots import SHOT_NAMES, shot_names
 from hf_vlr.data.stored import Rows, stored_splits
+from hf_vlr.data.streaming.splits import STREAM
+from hf_vlr.data.texts.own import has_own_texts, own_rows
 from hf_vlr.errors import UserError
 
 COLUMNS = ("image", "label", "text")
@@ -89,7 +91,7 @@ def make_longtail(
     Rows of the split `train` are chosen by class; all other splits stay whole. Image files are taken over byte for
     byte. Columns: `image, label, class_name, shot, text, source_row` and, where the source has one, `group`;
     `shot` is many, medium or few by the new training counts (rule `oltr`), `source_row` the row in the source's
-    split. The same source and options give the same files.
+    split. The source's config `texts`, where it has one, goes along. The same source and options give the same files.
 
     source: `imagefolder:DIR`, a folder of Parquet or `ORG/NAME`. columns: the source's `image`, `label` and `text`
     column, where they are not found by themselves. Raises `UserError`.
@@ -113,7 +115,9 @@ def make_longtail(
         tags=["long-tailed"],
     )
     features = _features(splits["train"], grouped)
-    write_dataset(rows, features, out, card, partial(describe, source, profile, cut))
+    place = source.removeprefix(STREAM)
+    texts = own_rows(place) if has_own_texts(place) else None
+    write_dataset(rows, features, out, card, partial(describe, source, profile, cut), texts)
     return cut
 
 
@@ -185,9 +189,15 @@ def _rows(rows: Rows, chosen: np.ndarray, shots: list[str], grouped: bool) -> It
 
 def _public_name(source: str) -> str:
     """The source without the folders above it, which are nobody's business in a published card."""
+    source = source.removeprefix(STREAM)
     kind, _, rest = source.partition(":")
-    path = Path(rest if kind == "imagefolder" else source).expanduser()
-    return path.resolve().name if kind == "imagefolder" or path.is_dir() else source
+    if kind not in ("imagefolder", "webdataset"):
+        rest = source
+    path = Path(rest).expanduser()
+    if kind == "imagefolder" or path.is_dir():
+        return path.resolve().name
+    # a pattern of shards
+    return source if "://" in rest or not path.is_absolute() else path.name
 
 
 def _cell(text: str) -> str:

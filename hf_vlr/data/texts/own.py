@@ -1,5 +1,6 @@
 """The class texts that a dataset brings along: its config `texts`."""
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,16 @@ def own_rows(spec: str) -> Iterator[TextRow]:
     """The rows of the config `texts` of a built folder or a Hub dataset; raises `UserError` where it has none."""
     for row in stored_rows(spec):
         yield TextRow(int(row["label"]), row["text"], row.get("source") or spec, row.get("license") or "")
+
+
+def has_own_texts(spec: str) -> bool:
+    """Whether a built folder or a Hub dataset brings class texts along; other sources have no place for them."""
+    folder = Path(spec).expanduser()
+    if folder.is_dir():
+        return any((folder / CONFIG).glob("*.parquet"))
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+(:[\w.-]+)?", spec):
+        return False
+    return CONFIG in datasets.get_dataset_config_names(spec.partition(":")[0])
 
 
 def stored_rows(spec: str) -> list[dict[str, Any]]:
