@@ -51,7 +51,7 @@ def fit_contrast(context: Context, data: RunData) -> None:
     summary = Trainer(task, batches, recipe, context.folder, accelerator, validation).fit(context.resume)
     if not accelerator.is_main_process:
         return
-    model.eval()
+    model = task.model.eval()
     if data.train.num_classes:
         scores = contrast_scores(context, data, task, collator, evaluation)
         write_evaluation(context, data, scores, encoder.image_size, summary)

@@ -42,7 +42,7 @@ def fit_recognition(context: Context, data: RunData) -> None:
     summary = Trainer(task, batches, recipe, context.folder, accelerator, validation).fit(context.resume)
     if not accelerator.is_main_process:
         return
-    model.eval()
+    model = task.model.eval()
 
     def scores(source: ImageSource) -> Scores:
         return recognise(model, encode_source(context, model.vlltr, source, evaluation))

@@ -3,6 +3,7 @@
 import os
 from pathlib import Path
 
+import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs
 from accelerate.utils import ProjectConfiguration, set_seed
 
@@ -46,6 +47,8 @@ def run(recipe: Recipe, resume: bool = False) -> Path:
     check_trackers(recipe)
     _check_launch(recipe)
     accelerator = Accelerator(
+        # processes that were launched together would else be strangers where there is no accelerator
+        cpu=not torch.accelerator.is_available(),
         mixed_precision=recipe.train.mixed_precision,
         log_with=recipe.train.trackers or None,
         project_config=ProjectConfiguration(str(folder), str(folder / FOLDER)),

@@ -3,7 +3,7 @@
 import math
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,6 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from torch import Tensor
-from torch.nn.utils import get_total_norm
 from tqdm import tqdm
 
 from hf_vlr.errors import Stopped, UserError
@@ -27,10 +26,11 @@ from hf_vlr.training.checkpoints import (
 from hf_vlr.training.divergence import FirstBad, diverged
 from hf_vlr.training.loaders import Batch, Batches
 from hf_vlr.training.log import cut_log, peak_memory, write_line
-from hf_vlr.training.optimizer import build_optimizer, build_schedule
+from hf_vlr.training.optimizer import build_schedule
 from hf_vlr.training.options import Recipe
+from hf_vlr.training.parallel import share
 from hf_vlr.training.progress import Progress
-from hf_vlr.training.step import Step, at_once, average_gradients, in_pieces, in_two_passes
+from hf_vlr.training.step import Step, at_once, in_pieces, in_two_passes
 from hf_vlr.training.stop import StopSignal
 from hf_vlr.training.tasks import Task
 from hf_vlr.training.trackers import tracking
@@ -65,11 +65,11 @@ class Trainer:
         self.per_epoch = math.ceil(batches.batches_per_epoch / options.accumulation)
         self.total_steps = options.steps or options.epochs * self.per_epoch
         self.save_every = options.save_every or self.per_epoch
-        optimizer = build_optimizer(task, recipe.optim)
         self.task = task
-        self.wrapped, self.optimizer = accelerator.prepare(task, optimizer)
+        self.parallel = share(task, recipe, accelerator)
+        self.wrapped, self.optimizer = self.parallel.wrapped, self.parallel.optimizer
         # not prepared: a prepared schedule steps once per process
-        self.schedule = build_schedule(optimizer, recipe.optim, self.total_steps)
+        self.schedule = build_schedule(self.parallel.bare_optimizer, recipe.optim, self.total_steps)
         self.progress = Progress()
         self.stop = StopSignal()
         self.first_bad = FirstBad(accelerator.device)
@@ -95,6 +95,7 @@ class Trainer:
         ):
             while progress.step < self.total_steps:
                 self._epoch(bar)
+        self.parallel.finish()
         return {"steps": progress.step, "seconds": progress.seconds, "loss": progress.loss}
 
     def _epoch(self, bar: tqdm) -> None:
@@ -140,8 +141,7 @@ class Trainer:
         accelerator, size = self.accelerator, self.recipe.train.micro_batch
         step = Step(self.batches.scale, accelerator.backward, accelerator.autocast, self._reseed)
         if not size:
-            # gradients are exchanged once per step
-            with nullcontext() if stepping else accelerator.no_sync(self.wrapped):
+            with self.parallel.backward_of(stepping):
                 return at_once(step, self.wrapped, batch, share)
         if "blank" in batch or max(len(batch["labels"]), _texts(batch)) <= size:
             parts = at_once(step, self.task, batch, share)
@@ -150,7 +150,7 @@ class Trainer:
         else:
             parts = in_two_passes(step, self.task, batch, share, size)
         if stepping:
-            average_gradients(self.task.parameters())
+            self.parallel.after_pieces()
         return parts
 
     def _reseed(self, piece: int) -> None:
@@ -163,8 +163,9 @@ class Trainer:
         progress, options = self.progress, self.recipe.optim
         trained = [parameter for parameter in self.task.parameters() if parameter.requires_grad]
         logging = (progress.step + 1) % self.recipe.train.log_every == 0 or progress.step + 1 == self.total_steps
+        self.parallel.after_backward()
         if options.clip_norm or logging:
-            norm = self.accelerator.clip_grad_norm_(self.task.parameters(), options.clip_norm or math.inf)
+            norm = self.parallel.clip(options.clip_norm or math.inf)
             progress.add({"grad_norm": norm.detach()}, 1.0)
             if self.accelerator.scaler is None:  # which skips such steps
                 self.first_bad.note(~norm.isfinite(), progress.epoch, progress.batch)
@@ -172,7 +173,7 @@ class Trainer:
         self.optimizer.step()
         if before:
             moved = [parameter.detach() - old for parameter, old in zip(trained, before, strict=True)]
-            norms = {"update_norm": get_total_norm(moved), "parameter_norm": get_total_norm(trained).detach()}
+            norms = {"update_norm": self.parallel.norm(moved), "parameter_norm": self.parallel.norm(trained)}
             progress.add(norms, 1.0)
         self.schedule.step()
         self.optimizer.zero_grad(set_to_none=True)
@@ -255,12 +256,12 @@ class Trainer:
         progress.sums = {key: [totals[key], float(times)] for key, (_, times) in progress.sums.items()}
         # both: a loss is older than the weights of its step, and weights that are not finite may still have a loss
         trained = [parameter for parameter in self.task.parameters() if parameter.requires_grad]
-        if not (math.isfinite(totals.get("loss", 0.0)) and get_total_norm(trained).isfinite()):
+        if not (math.isfinite(totals.get("loss", 0.0)) and self.parallel.norm(trained).isfinite()):
             raise self._diverged("the loss or a weight is not finite")
-        problem = None
+        problem, state = None, self._state()
         if self.accelerator.is_main_process:
             try:
-                write_checkpoint(self.checkpoints, progress.step, self._state(), self.recipe.train.keep)
+                write_checkpoint(self.checkpoints, progress.step, state, self.recipe.train.keep)
             except UserError as error:
                 problem = error
         failed = self._everywhere({"failed": float(problem is not None)})["failed"]
@@ -269,9 +270,7 @@ class Trainer:
 
     def _state(self) -> dict[str, Any]:
         scaler = self.accelerator.scaler
-        return {
-            "task": self.task.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
+        return self.parallel.state() | {
             "schedule": self.schedule.state_dict(),
             "scaler": scaler.state_dict() if scaler else {},
             "progress": asdict(self.progress),
@@ -282,8 +281,7 @@ class Trainer:
         if path is not None:
             state = read_checkpoint(path)
             try:
-                self.task.load_state_dict(state["task"])
-                self.optimizer.load_state_dict(state["optimizer"])
+                self.parallel.load(state)
                 self.schedule.load_state_dict(state["schedule"])
                 if self.accelerator.scaler:
                     self.accelerator.scaler.load_state_dict(state["scaler"])
