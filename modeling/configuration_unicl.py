@@ -7,9 +7,12 @@ from transformers import CONFIG_MAPPING
 from transformers.configuration_utils import PreTrainedConfig, strict
 
 from .configuration_clip_resnet import CLIPResNetConfig
+from .configuration_embedding import TextEmbeddingConfig
 
 TEXT_POOLINGS = ("pooler", "eot", "cls", "mean")
 VISION_POOLINGS = ("pooler", "cls", "mean")
+# towers that transformers lacks
+OWN_CONFIGS = {"clip_resnet": CLIPResNetConfig, "text_embedding": TextEmbeddingConfig}
 
 
 def tower_config(config: Any, default_type: str) -> PreTrainedConfig:
@@ -23,8 +26,8 @@ def tower_config(config: Any, default_type: str) -> PreTrainedConfig:
     # where a tower once came from: often a path of the machine that trained, and of no use to whoever loads it
     config.pop("_name_or_path", None)
     model_type = config.get("model_type", default_type)
-    if model_type == CLIPResNetConfig.model_type:
-        return CLIPResNetConfig.from_dict(config)
+    if model_type in OWN_CONFIGS:
+        return OWN_CONFIGS[model_type].from_dict(config)
     if model_type not in CONFIG_MAPPING:
         raise ValueError(f"tower model_type {model_type!r} is not known to the installed transformers")
     if model_type == "timm_wrapper":
@@ -39,7 +42,8 @@ class UniCLConfig(PreTrainedConfig):
 
     Args:
         text_config, vision_config: the towers' configurations (any `model_type` that `AutoModel` builds; CLIP's by
-            default, `timm_wrapper` for timm's, `clip_resnet` for CLIP's modified ResNet).
+            default, `timm_wrapper` for timm's, `clip_resnet` for CLIP's modified ResNet, `text_embedding`
+            for a linear text encoder).
         projection_dim: width D of the shared space.
         logit_scale_init_value: initial *log* of the inverse temperature. 2.6592 = ln(1/0.07); the released UniCL
             models start at 1.0.

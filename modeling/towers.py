@@ -14,9 +14,10 @@ from transformers import AutoModel
 from transformers.configuration_utils import PreTrainedConfig
 
 from .modeling_clip_resnet import CLIPResNetModel
+from .modeling_embedding import TextEmbeddingModel
 
 # towers that transformers lacks
-OWN_TOWERS = {"clip_resnet": CLIPResNetModel}
+OWN_TOWERS = {"clip_resnet": CLIPResNetModel, "text_embedding": TextEmbeddingModel}
 # towers that transformers has and AutoModel does not know
 NAMED_TOWERS = {
     "siglip_text_model": "SiglipTextModel",

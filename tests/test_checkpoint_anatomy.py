@@ -25,8 +25,8 @@ from transformers import (
 from hf_vlr import UniCLConfig, UniCLModel, VLLTRConfig, VLLTRForImageClassification, VLLTRModel
 
 CODE = {
-    "configuration_unicl.py", "configuration_vlltr.py", "configuration_clip_resnet.py",
-    "modeling_unicl.py", "modeling_vlltr.py", "modeling_clip_resnet.py", "towers.py",
+    "configuration_unicl.py", "configuration_vlltr.py", "configuration_clip_resnet.py", "configuration_embedding.py",
+    "modeling_unicl.py", "modeling_vlltr.py", "modeling_clip_resnet.py", "modeling_embedding.py", "towers.py",
     "contrastive.py", "recognition.py",
 }  # fmt: skip
 TOWERS = [

@@ -9,17 +9,19 @@ import click
 from hf_vlr import __version__
 from hf_vlr.cli.lazy import LazyGroup
 from hf_vlr.cli.output import is_main_process, process_name
-from hf_vlr.errors import UserError
+from hf_vlr.errors import Stopped, UserError
 
 COMMANDS = {
     "quickstart": ("hf_vlr.cli.quickstart", "The whole story on generated data: train, compare, predict."),
     "train": ("hf_vlr.cli.train", "Train what a recipe describes."),
     "eval": ("hf_vlr.cli.evaluate", "Measure a trained model, by shot groups."),
     "convert": ("hf_vlr.cli.convert", "Turn another project's checkpoint into a model of this one."),
+    "curves": ("hf_vlr.cli.curves", "Draw the losses of runs over their steps."),
     "suite": ("hf_vlr.cli.suite", "Compare several runs over folds and seeds."),
     "predict": ("hf_vlr.cli.predict", "Name what images show, and the sentences that say so."),
     "data": ("hf_vlr.cli.data", "Build a dataset, or look at one."),
     "recipes": ("hf_vlr.cli.recipes", "List the packaged recipes, or every key of a recipe."),
+    "launch": ("hf_vlr.cli.launch", "List or write files that start a training on many devices or machines."),
     "env": ("hf_vlr.cli.env", "Versions and devices, for a bug report."),
 }
 
@@ -49,6 +51,7 @@ def cli() -> None:
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line and exit: 0 done, 2 the user can mend it, 130 interrupted, 1 anything else.
 
+    A run that a signal stopped has saved, and exits as shells have it: 143 for SIGTERM, 138 for SIGUSR1.
     What the user can mend is one line after `error:` on stderr; HF_VLR_DEBUG=1 adds the traceback.
     """
     debug = os.environ.get("HF_VLR_DEBUG", "") not in {"", "0"}
@@ -62,6 +65,11 @@ def main(arguments: list[str] | None = None) -> None:
         if is_main_process():
             _complain(error.format_message())
         code = 2
+    except Stopped as stopped:
+        # All processes stop together.
+        if is_main_process():
+            click.echo(str(stopped), err=True)
+        code = stopped.code
     except UserError as error:
         if debug:
             traceback.print_exc()

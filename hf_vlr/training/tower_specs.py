@@ -18,7 +18,6 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import (
-    CONFIG_MAPPING,
     AutoImageProcessor,
     AutoModel,
     AutoTokenizer,
@@ -29,13 +28,14 @@ from transformers import (
 from transformers.utils import cached_file
 
 from hf_vlr.errors import UserError
+from hf_vlr.modeling.configuration_unicl import tower_config
 from hf_vlr.training.tokenizer import train_tokenizer
 
 HALF = (0.5, 0.5, 0.5)
 # what loading a folder, a Hub repository or a file of weights raises where there is none, or a damaged one
 UNLOADABLE = (OSError, ValueError, KeyError, RuntimeError, EOFError, SafetensorError, UnpicklingError)
 
-# small towers that train from scratch on a CPU; keys as in their configuration classes
+# towers that train from scratch, small ones on a CPU; keys as in their configuration classes
 SCRATCH_VISION: dict[str, dict[str, Any]] = {
     "resnet": {
         "model_type": "resnet",
@@ -59,6 +59,24 @@ SCRATCH_VISION: dict[str, dict[str, Any]] = {
         "num_attention_heads": 4,
         "patch_size": 4,
     },
+    # the sizes of the two papers, for training from scratch on accelerators
+    "resnet50": {"model_type": "resnet"},
+    "resnet101": {"model_type": "resnet", "depths": [3, 4, 23, 3]},
+    "swin-tiny": {
+        "model_type": "swin",
+        "embed_dim": 96,
+        "depths": [2, 2, 6, 2],
+        "num_heads": [3, 6, 12, 24],
+        "drop_path_rate": 0.2,
+    },
+    "swin-base": {
+        "model_type": "swin",
+        "embed_dim": 128,
+        "depths": [2, 2, 18, 2],
+        "num_heads": [4, 8, 16, 32],
+        "drop_path_rate": 0.5,
+    },
+    "clip-resnet50": {"model_type": "clip_resnet"},
 }
 SCRATCH_TEXT: dict[str, dict[str, Any]] = {
     "clip": {
@@ -67,6 +85,15 @@ SCRATCH_TEXT: dict[str, dict[str, Any]] = {
         "intermediate_size": 512,
         "num_hidden_layers": 2,
         "num_attention_heads": 4,
+    },
+    "embedding": {"model_type": "text_embedding", "hidden_size": 128},
+    # CLIP's and UniCL's size
+    "clip-base": {
+        "model_type": "clip_text_model",
+        "hidden_size": 512,
+        "intermediate_size": 2048,
+        "num_hidden_layers": 12,
+        "num_attention_heads": 8,
     },
 }
 SCRATCH_VOCABULARY = 4096
@@ -108,9 +135,9 @@ def resolve_vision(spec: str, weights_file: str | None, image_size: int) -> Visi
     kind, _, name = spec.partition(":")
     if kind == "scratch" and name:
         settings = scratch_settings("vision", name, SCRATCH_VISION)
-        if settings["model_type"] == "clip_vision_model":
+        if settings["model_type"] in ("clip_vision_model", "clip_resnet"):
             settings["image_size"] = image_size
-        config = CONFIG_MAPPING[settings["model_type"]].from_dict(settings)
+        config = tower_config(settings, "clip_vision_model")
         tower = VisionTower(config, None, HALF, HALF)
     elif kind == "timm" and name:
         return resolve_timm(name, weights_file)
@@ -141,7 +168,8 @@ def resolve_text(spec: str, sentences: Sequence[str], max_length: int) -> TextTo
             "eos_token_id": tokenizer.eos_token_id,
             "pad_token_id": tokenizer.pad_token_id,
         }
-        return TextTower(CONFIG_MAPPING[settings["model_type"]].from_dict(settings), None, tokenizer, "pooler")
+        pooling = "mean" if name == "embedding" else "pooler"
+        return TextTower(tower_config(settings, "clip_text_model"), None, tokenizer, pooling)
     if not ((kind == "hf" and name) or Path(spec).is_dir()):
         raise UserError(f"model.text={spec} is neither hf:NAME, scratch:KIND nor a folder that holds a text encoder")
     location = name if kind == "hf" and name else spec
