@@ -89,6 +89,25 @@ def score_sentences_reference(
     return scores
 
 
+def unscored_order(text_labels: Tensor, selection: str, seed: int) -> Tensor:
+    """Ranks [S], float64 on the CPU, in place of scores where no image decides (VL-LTR's ablation of the selection).
+
+    `first`: as the corpus lists them. `random`: each class's sentences in an order that depends on the seed, the class
+    and their number alone. Raises `UserError` for another selection.
+    """
+    ranks = torch.arange(len(text_labels), dtype=torch.float64)
+    if selection == "first":
+        return ranks
+    if selection != "random":
+        raise UserError(f"anchors.selection={selection} is no order of its own; there are: first, random")
+    order = torch.argsort(_cpu(text_labels), stable=True)
+    labels, sizes = _cpu(text_labels).unique(return_counts=True)
+    for label, members in zip(labels.tolist(), order.split(sizes.tolist()), strict=True):
+        drawn = numpy_generator(seed, 0, label, "anchor sentences").permutation(len(members))
+        ranks[members] = torch.from_numpy(drawn).double()
+    return ranks
+
+
 def select_anchors(
     scores: Tensor,
     text_labels: Tensor,

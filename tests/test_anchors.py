@@ -11,6 +11,7 @@ from hf_vlr.anchors import (
     score_sentences,
     score_sentences_reference,
     select_anchors,
+    unscored_order,
 )
 from hf_vlr.errors import UserError
 
@@ -112,6 +113,40 @@ def test_the_sentence_that_shows_its_class_wins():
     scores = score_sentences(texts, labels, images, torch.tensor([0, 0, 1, 1, 2, 2]), 10.0)
     # Off-topic beats naming another class: it spreads over all images instead of over the wrong ones.
     assert select_anchors(scores, labels, 3, 3).index.tolist() == [[1, 0, 2], [3, -1, -1], [5, 4, -1]]
+
+
+def test_the_first_sentences_are_the_corpus_s_own_order():
+    labels = torch.tensor([1, 0, 1, 0, 1])
+    selection = select_anchors(unscored_order(labels, "first", seed=3), labels, 2, 2)
+    assert selection.index.tolist() == [[1, 3], [0, 2]]
+
+
+def test_random_sentences_depend_on_seed_class_and_number_alone():
+    labels = torch.arange(4).repeat_interleave(30)
+    ranks = unscored_order(labels, "random", seed=0)
+    assert torch.equal(ranks, unscored_order(labels, "random", seed=0))
+    assert not torch.equal(ranks, unscored_order(labels, "random", seed=1))
+    assert [part.sort().values.tolist() for part in ranks.split(30)] == [list(range(30))] * 4
+    assert not torch.equal(ranks[:30], ranks[30:60])
+    mixed = torch.randperm(len(labels), generator=torch.Generator().manual_seed(0))
+    without = mixed[labels[mixed] != 2]
+    apart = unscored_order(labels[without], "random", seed=0)
+    for label in (0, 1, 3):
+        assert torch.equal(apart[labels[without] == label], ranks[30 * label : 30 * label + 30])
+
+
+def test_random_sentences_are_fair():
+    labels = torch.zeros(20, dtype=torch.int64)
+    kept = torch.zeros(20)
+    for seed in range(400):
+        kept[select_anchors(unscored_order(labels, "random", seed), labels, 1, 5).index[0]] += 1
+    # 400 draws of a quarter of the sentences: a standard deviation of 8.7 around 100 for each
+    assert kept.sum() == 2000 and kept.min() > 60 and kept.max() < 140
+
+
+def test_an_unknown_order_is_an_error():
+    with pytest.raises(UserError, match=r"anchors\.selection=scored is no order of its own"):
+        unscored_order(torch.tensor([0]), "scored", seed=0)
 
 
 def test_padding_ties_and_infinities():

@@ -9,7 +9,15 @@ import pytest
 
 from hf_vlr.errors import UserError
 from hf_vlr.training.options import DataOptions, ModelOptions, Recipe, describe_keys
-from hf_vlr.training.recipe import load_recipe, override_recipe, packaged_recipes, recipe_to_yaml
+from hf_vlr.training.recipe import (
+    changed_values,
+    load_recipe,
+    override_recipe,
+    packaged_recipes,
+    recipe_files,
+    recipe_to_yaml,
+    spell_value,
+)
 
 
 def write(folder: Path, text: str, name: str = "mine.yaml") -> Path:
@@ -134,7 +142,8 @@ def test_override_recipe_copies_and_checks():
         ("optim.lr_scales.head=-1", "optim.lr_scales=-1.0 is out of range: it must be at least 0"),
         (
             "data.sampler=sqr",
-            "data.sampler=sqr is not one of instance, class-balanced, sqrt, source-balanced; did you mean sqrt?",
+            "data.sampler=sqr is not one of instance, class-balanced, sqrt, progressive, under, over, source-balanced; "
+            "did you mean sqrt?",
         ),
         ("data.source=", "data.source is empty; "),
         ("data.folds=4", "data.folds=4 needs data.fold, the fold that is tested (0 … 3)"),
@@ -181,10 +190,94 @@ def test_a_recipe_that_is_not_there(tmp_path):
     assert "not UTF-8" in error(tmp_path / "latin.yaml")
 
 
-def test_packaged_recipes_load_and_say_what_they_are():
-    for name, comment in packaged_recipes().items():
-        assert load_recipe(name).output == f"runs/{name}"
-        assert len(comment) > 10, f"{name} does not begin with a comment"
+def test_a_base_lies_under_its_recipe(tmp_path):
+    write(tmp_path, "# The base.\ntask: cvlp\noptim: {lr: 0.5, eps: 1e-6}\nmodel: {freeze: [text_model]}\n", "low.yaml")
+    write(tmp_path, "base: low.yaml\noptim: {lr: 0.25}\ntrain: {steps: 7}\n", "middle.yaml")
+    top = write(tmp_path, "# The top.\nbase: ./middle.yaml\nmodel: {freeze: [logit_scale]}\n", "top.yaml")
+    got = load_recipe(top, ["train.steps=9"])
+    assert (got.task, got.optim.lr, got.optim.eps, got.train.steps) == ("cvlp", 0.25, 1e-6, 9)
+    # a list is replaced, not joined
+    assert got.model.freeze == ["logit_scale"]
+    assert got.output == "runs/top"
+    assert [file.name for file in recipe_files(top)] == ["top", "middle", "low"]
+    assert [file.comment for file in recipe_files(top)] == ["The top.", "", "The base."]
+
+
+def test_a_dictionary_of_a_base_is_replaced(tmp_path):
+    write(tmp_path, "task: cvlp\ndata: {options: {a: 1, b: 2}}\n", "low.yaml")
+    top = write(tmp_path, "base: low.yaml\ndata: {options: {c: 3}}\n")
+    assert load_recipe(top).data.options == {"c": 3}
+    assert load_recipe(top, ["data.options.d=4"]).data.options == {"c": 3, "d": 4}
+    assert load_recipe(write(tmp_path, "base: low.yaml\n")).data.options == {"a": 1, "b": 2}
+
+
+def test_a_packaged_recipe_may_be_a_base(tmp_path):
+    got = load_recipe(write(tmp_path, "base: shapes-stage1\nseed: 5\n"))
+    assert got == replace(load_recipe("shapes-stage1"), seed=5, output="runs/mine")
+
+
+def test_a_base_is_found_beside_its_recipe(tmp_path, monkeypatch):
+    (tmp_path / "deep").mkdir()
+    write(tmp_path, "task: cvlp\nseed: 4\n", "low.yaml")
+    write(tmp_path / "deep", "base: ../low.yaml\n", "middle.yaml")
+    write(tmp_path, "base: deep/middle.yaml\n", "top.yaml")
+    assert load_recipe(tmp_path / "top.yaml").seed == 4
+    monkeypatch.chdir(tmp_path / "deep")
+    assert load_recipe("../top.yaml").seed == 4
+
+
+def test_a_base_s_output_is_its_own(tmp_path):
+    low = write(tmp_path, "task: cvlp\noutput: runs/elsewhere\n", "low.yaml")
+    assert load_recipe(low).output == "runs/elsewhere"
+    assert load_recipe(write(tmp_path, "base: low.yaml\n")).output == "runs/mine"
+    assert load_recipe(write(tmp_path, "base: low.yaml\noutput: runs/here\n")).output == "runs/here"
+
+
+def test_a_written_recipe_has_no_base(tmp_path):
+    first = load_recipe(write(tmp_path, "base: shapes-stage2\nseed: 3\n"))
+    text = recipe_to_yaml(first)
+    assert "base:" not in text
+    assert load_recipe(write(tmp_path, text, "again.yaml")) == first
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("base: mine.yaml\n", "recipe mine: its bases go in a circle (mine → mine); remove one `base:`"),
+        ("base: other.yaml\n", "recipe mine: its bases go in a circle (mine → other → mine); remove one `base:`"),
+        ("base: gone.yaml\n", "recipe file "),
+        ("base: shapes-stag1\n", "unknown recipe shapes-stag1; did you mean shapes-stage1? "),
+        ("base: [shapes-stage1]\n", "recipe mine: base=['shapes-stage1'] must be the name of one recipe"),
+        ("base: shapes-stage1\ntrian: {steps: 3}\n", "unknown key trian"),
+        ("base: shapes-stage1\ntrain: {steps: many}\n", "train.steps=many: expected a whole number or null"),
+    ],
+)
+def test_what_is_wrong_with_a_base_is_named(tmp_path, text, said):
+    write(tmp_path, "base: mine.yaml\ntask: cvlp\n", "other.yaml")
+    assert error(write(tmp_path, text)).startswith(said)
+
+
+def test_an_empty_base_is_none(tmp_path):
+    assert load_recipe(write(tmp_path, "base:\ntask: cvlp\n")) == Recipe(task="cvlp", output="runs/mine")
+
+
+def test_what_differs_from_the_defaults(recipe):
+    changed = dict(changed_values(load_recipe(recipe, ["data.flip=true", "model.freeze=text_model"])))
+    assert changed == {
+        "task": "recognition",
+        "output": "runs/mine",
+        "model.freeze": ["text_model"],
+        "optim.lr": 3e-4,
+        "optim.lr_scales": {"head.query": 2.0},
+    }
+
+
+def test_a_spelled_value_may_be_written_again(recipe):
+    words = ["optim.lr=3e-4", "model.fusion_weight=null", "data.flip=false", "model.freeze=[text_model, logit_scale]"]
+    words += ["data.options={a: 1, b: [x, 0.5]}", "optim.betas=[0.8, 0.9]", "data.texts=templates"]
+    first = load_recipe(recipe, words)
+    again = [f"{key}={spell_value(value)}" for key, value in changed_values(first)]
+    assert override_recipe(Recipe(task="cvlp"), again) == first
 
 
 def test_the_nearest_packaged_recipe_is_named():
