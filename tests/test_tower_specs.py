@@ -198,9 +198,22 @@ def test_folders_that_hold_something_else(tmp_path):
     assert said(resolve_text, str(tmp_path), [], 16).startswith(f"model.text: '{tmp_path}' has no tokenizer; ")
 
 
-@pytest.mark.parametrize("name", SCRATCH_VISION)
+# of the papers' sizes: Swin's windows need more than a picture of 32 pixels
+FULL_SIZE = ("resnet50", "resnet101", "swin-tiny", "swin-base", "clip-resnet50")
+
+
+@pytest.mark.parametrize("name", [name for name in SCRATCH_VISION if name not in FULL_SIZE])
 def test_every_small_vision_tower_sees(name):
     assert features(f"scratch:{name}").isfinite().all()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", FULL_SIZE)
+def test_every_full_size_tower_sees(name):
+    words = recipe(f"vision=scratch:{name}", "data.image_size=224")
+    model = build_dual_encoder(words, "unicl", ["a text"]).model.eval()
+    seen = encode_image(model.vision_model, torch.randn(1, 3, 224, 224), model.config.vision_pooling)
+    assert seen.isfinite().all() and seen.shape[0] == 1
 
 
 @pytest.mark.parametrize("name", SCRATCH_TEXT)

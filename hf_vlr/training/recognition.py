@@ -115,6 +115,7 @@ def give_anchors(
         selection.mask.to(vlltr.device),
         sentences,
         {
+            "selection": recipe.anchors.selection,
             "split": recipe.anchors.split,
             "images_per_class": recipe.anchors.images_per_class,
             "texts": [{"source": source, "license": license} for source, license in provenance],
