@@ -57,6 +57,7 @@ def command(
         if is_main_process():
             sheet.show()
         return
-    from hf_vlr.training.run import train_recipe
+    from hf_vlr.training.run import leave, train_recipe
 
     say(f"written to {train_recipe(recipe, lines, out, resume)}")
+    leave()

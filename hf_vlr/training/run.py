@@ -4,7 +4,7 @@ import os
 from pathlib import Path
 
 import torch
-from accelerate import Accelerator, DistributedDataParallelKwargs
+from accelerate import Accelerator, DistributedDataParallelKwargs, PartialState
 from accelerate.utils import ProjectConfiguration, set_seed
 
 from hf_vlr.data.workers import worker_errors
@@ -73,6 +73,11 @@ def run(recipe: Recipe, resume: bool = False) -> Path:
         raise told from error
     accelerator.wait_for_everyone()
     return folder
+
+
+def leave() -> None:
+    """Take leave of the other processes, once this one trains nothing more: else it may be taken for lost."""
+    PartialState().destroy_process_group()
 
 
 def _check_launch(recipe: Recipe) -> None:
