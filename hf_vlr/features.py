@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from hf_vlr.data.images import SelectedImages, identity_of
-from hf_vlr.data.workers import obey_parent_only, worker_errors
+from hf_vlr.data.workers import lost_connection, obey_parent_only, worker_errors
 from hf_vlr.modeling import UniCLModel
 from hf_vlr.modeling.towers import encode_image, encode_text
 from hf_vlr.randomness import torch_seeded
@@ -178,7 +178,12 @@ def text_states(
 def read_batches(loader: DataLoader) -> Iterator:
     """A loader's batches; an error in a worker process is one line that says its cause."""
     with worker_errors():
-        yield from loader
+        try:
+            yield from loader
+        except (ConnectionError, EOFError) as error:
+            if not loader.num_workers:
+                raise
+            raise lost_connection(error) from error
 
 
 def base_rows(images: Sequence) -> tuple[Sequence, Tensor]:

@@ -1,8 +1,12 @@
 """The environment of every test, set before anything is imported: no network, one thread, own caches."""
 
 import importlib.util
+import json
 import os
+import subprocess
+import sys
 import tempfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
 
@@ -46,6 +50,40 @@ def trained(tmp_path):
         return run(override_recipe(Recipe(task="cvlp"), words))
 
     return train
+
+
+@pytest.fixture(scope="session")
+def children() -> Iterator[Callable[..., tuple[list[int], str]]]:
+    """Runs `hf-vlr WORDS` in processes of their own (`tests/children.py`); gives their exit codes and what they said.
+
+    They are forked from one that has imported everything, which is the longest part of a tiny run.
+    """
+    command = [sys.executable, str(Path(__file__).with_name("children.py"))]
+    server = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+    def run(
+        *words: str,
+        processes: int = 1,
+        at: tuple[str, int, str] | None = None,
+        kill_after: tuple[str, float] | None = None,
+    ) -> tuple[list[int], str]:
+        request = {"words": words, "processes": processes, "at": at, "kill_after": kill_after}
+        server.stdin.write(json.dumps(request) + "\n")
+        server.stdin.flush()
+        answer = json.loads(server.stdout.readline())
+        return answer["codes"], answer["said"]
+
+    yield run
+    server.stdin.close()
+    server.wait()
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave soak tests out unless they are asked for by name: `-m soak`."""
+    if "soak" not in config.option.markexpr:
+        soaking = [item for item in items if item.get_closest_marker("soak")]
+        config.hook.pytest_deselected(items=soaking)
+        items[:] = [item for item in items if item not in soaking]
 
 
 PARITY: list[tuple[str, str, float]] = []

@@ -8,8 +8,10 @@ from typing import Any
 import torch
 
 from hf_vlr.errors import UserError
+from hf_vlr.training.disk import writing
 
 CHECKPOINTS = "checkpoints"
+START_AGAIN = "mend that and start again"
 # what torch.load and load_state_dict raise on files that are damaged or belong to something else
 UNREADABLE = (OSError, RuntimeError, ValueError, TypeError, KeyError, EOFError, AttributeError, UnpicklingError)
 
@@ -19,17 +21,38 @@ def last_checkpoint(folder: Path) -> Path | None:
     return max(folder.glob("step-*.pt"), default=None)
 
 
+def way_on(folder: Path) -> str:
+    """What to do about a run that could not write: go on from the last checkpoint in `folder`, if there is one."""
+    kept = last_checkpoint(folder)
+    return f"mend that, then --resume goes on from {kept}" if kept else START_AGAIN
+
+
 def write_checkpoint(folder: Path, step: int, state: dict[str, Any], keep: int) -> None:
-    """Write `state` (tensors, numbers, texts, lists and dictionaries) and keep the last `keep` checkpoints."""
-    folder.mkdir(parents=True, exist_ok=True)
-    for left_over in folder.glob(".step-*.partial"):
-        left_over.unlink()
+    """Write `state` (tensors, numbers, texts, lists and dictionaries) and keep the last `keep` checkpoints.
+
+    Raises `UserError` where the disk is full: the checkpoints before stay, nothing half-written does.
+    """
     target = folder / f"step-{step:08d}.pt"
     partial = folder / f".{target.name}.partial"
-    torch.save(state, partial)
-    os.replace(partial, target)
-    for old in sorted(folder.glob("step-*.pt"))[:-keep]:
-        old.unlink()
+    with writing(target, way_on(folder)):
+        folder.mkdir(parents=True, exist_ok=True)
+        for left_over in folder.glob(".step-*.partial"):
+            left_over.unlink()
+        try:
+            _write(partial, state)
+            os.replace(partial, target)
+        finally:
+            partial.unlink(missing_ok=True)
+        for old in sorted(folder.glob("step-*.pt"))[:-keep]:
+            old.unlink()
+
+
+def _write(path: Path, state: dict[str, Any]) -> None:
+    with path.open("wb") as file:
+        torch.save(state, file)
+        file.flush()
+        # before the file gets its name: a machine that loses power must not leave a name without content
+        os.fsync(file.fileno())
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:

@@ -12,12 +12,13 @@ import torch
 
 from hf_vlr.data.source import ImageSource
 from hf_vlr.errors import UserError
-from hf_vlr.evaluation.metrics import per_class_table
+from hf_vlr.evaluation.metrics import per_class_table, write_text
 from hf_vlr.evaluation.predictors import Scores
-from hf_vlr.evaluation.report import metrics_document, render_table, write_metrics
+from hf_vlr.evaluation.report import METRICS_FILE, metrics_document, render_table, write_metrics
 from hf_vlr.modeling.modeling_unicl import UniCLPreTrainedModel
-from hf_vlr.training.checkpoints import CHECKPOINTS, last_checkpoint
+from hf_vlr.training.checkpoints import CHECKPOINTS, START_AGAIN, last_checkpoint, way_on
 from hf_vlr.training.context import Context
+from hf_vlr.training.disk import writing
 from hf_vlr.training.options import Recipe
 from hf_vlr.training.recipe import load_recipe, recipe_to_yaml
 from hf_vlr.training.run_data import RunData
@@ -26,14 +27,24 @@ RECIPE_FILE = "recipe.yaml"
 PREDICTIONS_FILE = "predictions.npz"
 TEXTS_FILE = "texts.jsonl"
 # keys that may differ between a run and its continuation: they change nothing that is computed
-FREE_KEYS = ("output", "data.workers", "data.cache_dir", "train.keep", "train.log_every", "train.save_every")
+FREE_KEYS = (
+    "output",
+    "data.workers",
+    "data.cache_dir",
+    "train.keep",
+    "train.log_every",
+    "train.save_every",
+    "train.validate_every",
+    "train.trackers",
+)
 
 
 def check_folder(folder: Path, resume: bool) -> None:
     """Raise `UserError` where a run would mix with another one."""
     if folder.is_file():
         raise UserError(f"output={folder} is a file; name a folder")
-    occupied = folder.is_dir() and any(folder.iterdir())
+    # a process that was killed at the very beginning may have left a file without its name yet
+    occupied = folder.is_dir() and any(not path.name.startswith(".") for path in folder.iterdir())
     if occupied and not (folder / RECIPE_FILE).is_file():
         raise UserError(f"output={folder} holds other files; name a new folder with out=")
     if occupied and not resume:
@@ -53,7 +64,7 @@ def open_folder(context: Context) -> None:
     context.accelerator.wait_for_everyone()  # nobody reads the recipe any more
     if context.accelerator.is_main_process:
         context.folder.mkdir(parents=True, exist_ok=True)
-        path.write_text(recipe_to_yaml(context.recipe), encoding="utf-8")
+        write_text(path, recipe_to_yaml(context.recipe))
     context.accelerator.wait_for_everyone()
 
 
@@ -106,11 +117,17 @@ def write_evaluation(
     for number, source in enumerate(data.measured):
         folder = context.folder if number == 0 else context.folder / source.split
         known = counts[: source.num_classes]
-        write_measurement(context.recipe, Measurement(source, scores(source), known, image_size, training), folder)
+        measured = Measurement(source, scores(source), known, image_size, training)
+        write_measurement(context.recipe, measured, folder, way_on(context.folder / CHECKPOINTS))
 
 
-def write_measurement(recipe: Recipe, measured: Measurement, folder: Path | None) -> dict[str, Any]:
-    """Print the table and return the metrics document; with a folder also write it, with per-class and raw scores."""
+def write_measurement(
+    recipe: Recipe, measured: Measurement, folder: Path | None, then: str = START_AGAIN
+) -> dict[str, Any]:
+    """Print the table and return the metrics document; with a folder also write it, with per-class and raw scores.
+
+    Raises `UserError` that says `then` where the disk is full; `metrics.json` is last and whole, or missing.
+    """
     source, counts, rule = measured.source, measured.train_counts, recipe.eval.rule
     document = metrics_document(
         measured.scores,
@@ -121,16 +138,27 @@ def write_measurement(recipe: Recipe, measured: Measurement, folder: Path | None
         protocol(recipe, source.split, measured.image_size, measured.training),
     )
     if folder is not None:
-        folder.mkdir(parents=True, exist_ok=True)
         tables = {
             name: per_class_table(values, source.labels, counts, source.class_names, rule)
             for name, values in measured.scores.items()
         }
-        np.savez_compressed(folder / PREDICTIONS_FILE, labels=source.labels, train_counts=counts, **measured.scores)
-        write_metrics(folder, document, tables)
+        with writing(folder / PREDICTIONS_FILE, then):
+            folder.mkdir(parents=True, exist_ok=True)
+            _write_scores(folder / PREDICTIONS_FILE, labels=source.labels, train_counts=counts, **measured.scores)
+        with writing(folder / METRICS_FILE, then):
+            write_metrics(folder, document, tables)
     print(f"{source.split}: {len(source)} images")
     print(render_table(document["predictors"]))
     return document
+
+
+def _write_scores(path: Path, **arrays: np.ndarray) -> None:
+    partial = path.with_name(f".{path.name}")
+    try:
+        np.savez_compressed(partial, **arrays)
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 def protocol(recipe: Recipe, split: str, image_size: int, training: dict[str, Any]) -> dict[str, Any]:
@@ -165,12 +193,15 @@ def pretraining(recipe: Recipe) -> str | None:
 def save_model(model: UniCLPreTrainedModel, processor: Any, folder: Path) -> None:
     """Write the model and its processor into the run's folder: first beside it, then moved, `config.json` last."""
     partial = folder / ".model.partial"
-    shutil.rmtree(partial, ignore_errors=True)
-    processor.save_pretrained(partial)
-    model.save_pretrained(partial)
-    for file in sorted(partial.iterdir(), key=lambda path: path.name == "config.json"):
-        os.replace(file, folder / file.name)
-    partial.rmdir()
+    try:
+        with writing(folder / "model.safetensors", way_on(folder / CHECKPOINTS)):
+            shutil.rmtree(partial, ignore_errors=True)
+            processor.save_pretrained(partial)
+            model.save_pretrained(partial)
+            for file in sorted(partial.iterdir(), key=lambda path: path.name == "config.json"):
+                os.replace(file, folder / file.name)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
 
 
 def device_note() -> str:

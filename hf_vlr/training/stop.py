@@ -16,12 +16,13 @@ ECHO = 2.0
 class StopSignal:
     """Notes SIGTERM and SIGUSR1 while it is entered, and puts the former handlers back after.
 
-    number: of the first signal noted, 0 before. A second one that comes after `ECHO` seconds acts as it did before, so
-    a run that hangs can still be ended. Only the main thread of a process can be asked.
+    number: of the first signal noted, 0 before. A second one of its kind, more than `ECHO` seconds later, acts as it
+    did before, so that a run that hangs can still be ended. Only the main thread of a process can be asked.
     """
 
     def __init__(self) -> None:
-        self.number, self._noted = 0, 0.0
+        self.number = 0
+        self._noted: dict[int, float] = {}
         self._before: dict[int, object] = {}
 
     def __enter__(self) -> "StopSignal":
@@ -42,8 +43,7 @@ class StopSignal:
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         now = time.monotonic()
-        if not self.number:
-            self.number, self._noted = number, now
-        elif now - self._noted > ECHO:
+        self.number = self.number or number
+        if now - self._noted.setdefault(number, now) > ECHO:
             signal.signal(number, self._before[number])
             signal.raise_signal(number)
