@@ -303,7 +303,7 @@ def test_weights_of_the_classes_come_in_late():
 
 
 def test_margins_need_cosines():
-    with pytest.raises(UserError, match="set model.visual_head=cosine"):
+    with pytest.raises(UserError, match=r"set model\.visual_head=cosine"):
         RecognitionTask(recogniser(), ModelOptions(), LossOptions(classification="ldam"), torch.tensor([7, 2, 1]))
 
 

@@ -184,7 +184,8 @@ def test_the_checkpoint_before_a_divergence_stays(tmp_path, monkeypatch):
         return whole(self, batch)
 
     monkeypatch.setattr(Trainer, "_batch", poisoned)
-    with pytest.raises(UserError, match=r"first at epoch 0, batch 3 \(training rows .*lower optim\.lr .*step-00000003\.pt is kept"):
+    said = r"first at epoch 0, batch 3 \(training rows .*lower optim\.lr .*step-00000003\.pt is kept"
+    with pytest.raises(UserError, match=said):
         run(tiny(tmp_path / "run", *words))
     assert [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()] == ["step-00000003.pt"]
     assert {path.name for path in (tmp_path / "run").iterdir()} <= {"checkpoints", "recipe.yaml", "log.jsonl"}
