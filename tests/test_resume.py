@@ -1,11 +1,6 @@
 """A run that was interrupted anywhere and resumed ends with the bits of one that was not."""
 
 import json
-import os
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -16,7 +11,7 @@ from transformers import BertConfig, BertModel
 from hf_vlr.errors import UserError
 from hf_vlr.training.checkpoints import last_checkpoint, read_checkpoint, write_checkpoint
 from hf_vlr.training.options import Recipe
-from hf_vlr.training.recipe import override_recipe, recipe_to_yaml
+from hf_vlr.training.recipe import override_recipe
 from hf_vlr.training.run import run
 from hf_vlr.training.tokenizer import train_tokenizer
 from hf_vlr.training.trainer import Trainer
@@ -199,21 +194,3 @@ def test_a_run_is_not_resumed_with_another_recipe(tmp_path):
     with pytest.raises(UserError, match=r"cannot resume .* with another optim\.lr; start anew with out="):
         run(tiny(tmp_path / "run", "train.steps=2", "optim.lr=0.5"), resume=True)
     run(tiny(tmp_path / "run", "train.steps=2", "train.log_every=1", "data.workers=1"), resume=True)
-
-
-@pytest.mark.slow
-def test_a_killed_process_is_resumed_exactly(tmp_path):
-    recipe = tmp_path / "mine.yaml"
-    recipe.write_text(recipe_to_yaml(tiny(tmp_path / "killed", "train.steps=60", "train.log_every=1")))
-    command = [sys.executable, "-m", "hf_vlr", "train", str(recipe)]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=os.environ)
-    deadline = time.monotonic() + 120
-    while last_checkpoint(tmp_path / "killed" / "checkpoints") is None and time.monotonic() < deadline:
-        time.sleep(0.01)
-    process.send_signal(signal.SIGKILL)
-    process.communicate()
-    assert process.returncode == -signal.SIGKILL
-    assert not (tmp_path / "killed" / "config.json").exists()
-    subprocess.run([*command, "--resume"], check=True, capture_output=True, timeout=240)
-    subprocess.run([*command, "--out", str(tmp_path / "whole")], check=True, capture_output=True, timeout=240)
-    assert_same_run(tmp_path / "whole", tmp_path / "killed")

@@ -69,7 +69,7 @@ def poison(cache: Path, recipe: str) -> tuple[list[int], int]:
     [
         (1, ()),
         # only the process that has the image sees a bad loss
-        (2, ("task=recognition", "model.language=false")),
+        (2, ("task=recognition", "model.language=false", "optim.clip_norm=0")),
     ],
 )
 def test_the_batch_of_a_poisoned_image_is_named_by_every_process(processes, words, saves, children, tmp_path):

@@ -27,10 +27,11 @@ TINY = (
     "model.projection_dim=16",
     "model.num_anchors=4",
     "train.batch_size=12",
-    "train.steps=14",
-    "train.save_every=4",
-    "train.log_every=1",
-    "train.validate_every=6",
+    "train.steps=10",
+    "train.save_every=3",
+    # not with each checkpoint: what has been added up since the last line is part of one
+    "train.log_every=2",
+    "train.validate_every=4",
 )
 VARIANTS = {
     "plain": (),
@@ -41,13 +42,13 @@ VARIANTS = {
 # where each is killed: at a batch, in the middle of a checkpoint, at the evaluation, or after some time
 KILLED = {
     (1, "plain"): ("save", 2),
-    (1, "micro-batches"): ("batch", 11),
-    (1, "workers"): 0.15,
+    (1, "micro-batches"): ("batch", 8),
+    (1, "workers"): 0.1,
     (1, "states"): ("measurement", 1),
-    (2, "plain"): 0.1,
+    (2, "plain"): 0.05,
     (2, "micro-batches"): ("save", 3),
-    (2, "workers"): ("batch", 6),
-    (2, "states"): ("batch", 10),
+    (2, "workers"): ("batch", 8),
+    (2, "states"): ("batch", 5),
 }
 # what a log line says of the machine, not of the run
 MEASURED = ("seconds", "rows_per_second", "peak_memory_mib")
