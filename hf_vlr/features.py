@@ -21,6 +21,7 @@ from tqdm import tqdm
 
 from hf_vlr.data.images import SelectedImages, identity_of
 from hf_vlr.data.workers import lost_connection, obey_parent_only, worker_errors
+from hf_vlr.disk import writing
 from hf_vlr.modeling import UniCLModel
 from hf_vlr.modeling.towers import encode_image, encode_text
 from hf_vlr.randomness import torch_seeded
@@ -35,7 +36,10 @@ class StateCache:
         self.folder = Path(folder) if folder else None
 
     def get(self, key: Callable[[], Sequence[str]], compute: Callable[[], Tensor]) -> Tensor:
-        """The tensor stored under `key()`, else `compute()`, which is then stored; a damaged file is replaced."""
+        """The tensor stored under `key()`, else `compute()`, which is then stored; a damaged file is replaced.
+
+        Raises `UserError` where the disk is full.
+        """
         if self.folder is None:
             return compute()
         digest = hashlib.blake2b(json.dumps(list(key())).encode(), digest_size=16).hexdigest()
@@ -44,10 +48,14 @@ class StateCache:
             with suppress(SafetensorError, KeyError):
                 return load_file(path)["states"]
         states = compute()
-        self.folder.mkdir(parents=True, exist_ok=True)
         unfinished = path.with_suffix(f".{os.getpid()}.partial")
-        save_file({"states": states.contiguous()}, unfinished)
-        os.replace(unfinished, path)
+        with writing(path, "mend that, or name another data.cache_dir"):
+            self.folder.mkdir(parents=True, exist_ok=True)
+            try:
+                save_file({"states": states.contiguous()}, unfinished)
+                os.replace(unfinished, path)
+            finally:
+                unfinished.unlink(missing_ok=True)
         return states
 
 

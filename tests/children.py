@@ -127,6 +127,7 @@ def finish(request: dict[str, Any], children: list[int], said: int) -> dict[str,
             codes[done] = os.waitstatus_to_exitcode(status)
         if log and deadline is None and size_of(log) > size:
             deadline = time.monotonic() + seconds
+        size = min(size, size_of(log))  # a resumed run cuts its log first
         late = time.monotonic() > min(end, deadline or end)
         failed = any(code < 0 or code == 1 for code in codes.values())
         if (late or failed) and len(codes) < len(children):

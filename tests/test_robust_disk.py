@@ -3,14 +3,16 @@
 import errno
 import os
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
 
+from hf_vlr.disk import error_number, writing
 from hf_vlr.errors import UserError
+from hf_vlr.features import StateCache
 from hf_vlr.training.checkpoints import last_checkpoint, read_checkpoint, write_checkpoint
-from hf_vlr.training.disk import error_number, writing
 from hf_vlr.training.log import cut_log, write_line
 from hf_vlr.training.options import Recipe
 from hf_vlr.training.recipe import override_recipe, recipe_to_yaml
@@ -87,24 +89,37 @@ def test_two_processes_stop_together_where_one_cannot_write(children, tmp_path):
     assert last_checkpoint(folder / "checkpoints").name == "step-00000002.pt"
 
 
-def test_a_small_file_system_keeps_the_last_checkpoint(tmp_path):
-    """No limit on a file but a disk that is full: half a checkpoint fits beside the one before."""
+@pytest.fixture
+def small(tmp_path) -> Iterator[Path]:
+    """A file system of 1 MiB."""
     mount = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(tmp_path)]
     if subprocess.run(mount, capture_output=True).returncode:
         pytest.skip("may not mount")
-    try:
-        write_checkpoint(tmp_path, 1, {"step": 1, "task": torch.zeros(160_000)}, keep=2)
-        with pytest.raises(UserError) as caught:
-            write_checkpoint(tmp_path, 2, {"step": 2, "task": torch.zeros(160_000)}, keep=2)
-        last = tmp_path / "step-00000001.pt"
-        assert str(caught.value) == (
-            f"{tmp_path}/step-00000002.pt cannot be written ({os.strerror(errno.ENOSPC).lower()}); "
-            f"mend that, then --resume goes on from {last}"
-        )
-        assert list(tmp_path.iterdir()) == [last]
-        assert read_checkpoint(last)["step"] == 1
-    finally:
-        subprocess.run(["umount", str(tmp_path)], check=True)
+    yield tmp_path
+    subprocess.run(["umount", str(tmp_path)], check=True)
+
+
+def test_a_small_file_system_keeps_the_last_checkpoint(small):
+    """No limit on a file but a disk that is full: half a checkpoint fits beside the one before."""
+    write_checkpoint(small, 1, {"step": 1, "task": torch.zeros(160_000)}, keep=2)
+    with pytest.raises(UserError) as caught:
+        write_checkpoint(small, 2, {"step": 2, "task": torch.zeros(160_000)}, keep=2)
+    last = small / "step-00000001.pt"
+    assert str(caught.value) == (
+        f"{small}/step-00000002.pt cannot be written ({os.strerror(errno.ENOSPC).lower()}); "
+        f"mend that, then --resume goes on from {last}"
+    )
+    assert list(small.iterdir()) == [last]
+    assert read_checkpoint(last)["step"] == 1
+
+
+def test_a_full_cache_is_named_and_left_without_half_a_file(small):
+    cache = StateCache(str(small / "cache"))
+    said = r"\.safetensors cannot be written \(no space left on device\); mend that, or name another data\.cache_dir"
+    with pytest.raises(UserError, match=said):
+        cache.get(lambda: ["large"], lambda: torch.zeros(400_000))
+    assert list((small / "cache").iterdir()) == []
+    assert cache.get(lambda: ["small"], lambda: torch.ones(3)).tolist() == [1, 1, 1]
 
 
 def test_the_first_checkpoint_that_does_not_fit_leaves_nothing(tmp_path):

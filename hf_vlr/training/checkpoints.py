@@ -7,8 +7,8 @@ from typing import Any
 
 import torch
 
+from hf_vlr.disk import writing
 from hf_vlr.errors import UserError
-from hf_vlr.training.disk import writing
 
 CHECKPOINTS = "checkpoints"
 START_AGAIN = "mend that and start again"

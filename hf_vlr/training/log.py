@@ -5,7 +5,8 @@ task's parts (`loss`, and what it is made of) and of `grad_norm`, before clippin
 and `parameter_norm`, Euclidean norms over all trained parameters; `lr` of the first parameter group for the step to
 come; `seconds` of training since the run began; `rows_per_second` over all processes; `peak_memory_mib` of the first
 process. Without `optim.clip_norm` the gradient's norm is that of the last step too. A line of validation says `step`,
-`epoch` and the parts with `validation_` before their names. A number that is not finite is null.
+`epoch` and the parts with `validation_` before their names; a choice of anchors (task=joint) has a line of its own. A
+number that is not finite is null.
 """
 
 import json
@@ -18,8 +19,8 @@ from typing import Any
 
 import torch
 
+from hf_vlr.disk import writing
 from hf_vlr.training.checkpoints import CHECKPOINTS, way_on
-from hf_vlr.training.disk import writing
 
 LOG_FILE = "log.jsonl"
 

@@ -8,12 +8,12 @@ from accelerate import Accelerator, DistributedDataParallelKwargs, PartialState
 from accelerate.utils import ProjectConfiguration, set_seed
 
 from hf_vlr.data.workers import worker_errors
+from hf_vlr.disk import NO_ROOM, WRITING, error_number, refused
 from hf_vlr.errors import UserError
 from hf_vlr.features import StateCache
 from hf_vlr.training.checkpoints import CHECKPOINTS, way_on
 from hf_vlr.training.context import Context
 from hf_vlr.training.contrast import fit_contrast
-from hf_vlr.training.disk import NO_ROOM, WRITING, error_number, refused
 from hf_vlr.training.joint import fit_joint
 from hf_vlr.training.options import Recipe
 from hf_vlr.training.rebalance import fit_rebalance

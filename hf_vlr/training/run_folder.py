@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from hf_vlr.data.source import ImageSource
+from hf_vlr.disk import writing
 from hf_vlr.errors import UserError
 from hf_vlr.evaluation.metrics import per_class_table, write_text
 from hf_vlr.evaluation.predictors import Scores
@@ -18,7 +19,6 @@ from hf_vlr.evaluation.report import METRICS_FILE, metrics_document, render_tabl
 from hf_vlr.modeling.modeling_unicl import UniCLPreTrainedModel
 from hf_vlr.training.checkpoints import CHECKPOINTS, START_AGAIN, last_checkpoint, way_on
 from hf_vlr.training.context import Context
-from hf_vlr.training.disk import writing
 from hf_vlr.training.options import Recipe
 from hf_vlr.training.recipe import load_recipe, recipe_to_yaml
 from hf_vlr.training.run_data import RunData
