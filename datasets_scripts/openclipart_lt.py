@@ -9,6 +9,7 @@ import hashlib
 import json
 import math
 import re
+import shutil
 import xml.etree.ElementTree as ET
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
@@ -18,6 +19,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from importlib.resources import files
 from io import BytesIO
+from operator import attrgetter
 from pathlib import Path
 from string import Template
 from typing import Any
@@ -29,6 +31,7 @@ from tqdm.auto import tqdm
 
 from hf_vlr.data.corpus import TextRow
 from hf_vlr.data.images import DECODING_ERRORS, to_rgb
+from hf_vlr.data.kept import KeptResults
 from hf_vlr.data.parquet import free_folder, write_dataset
 from hf_vlr.data.shots import shot_names
 from hf_vlr.errors import UserError
@@ -72,7 +75,8 @@ def build(
 
     min_images: classes with fewer drawings are left out. sample: about so many drawings of a few classes, at
     least eight each, for trying things out. max_pixels: larger drawings are left out and listed in the card;
-    each process needs four bytes a pixel. Raises `UserError` if the folder is not there, holds no such
+    each process needs four bytes a pixel. A build that was interrupted goes on from the drawings it had read, which
+    lie in a hidden folder beside `out` until it is whole. Raises `UserError` if the folder is not there, holds no such
     drawings, or if `out` exists.
     """
     free_folder(out)
@@ -97,7 +101,15 @@ def build(
         }
     )
     report = Report()
-    read = partial(read_drawing, root, size=size, max_pixels=max_pixels)
+    left = Path(out).with_name(f".{Path(out).name}.drawings")
+    read = KeptResults(
+        partial(read_drawing, root, size=size, max_pixels=max_pixels),
+        Drawing,
+        json.dumps([str(root.resolve()), size, max_pixels]),
+        partial(files_of, root),
+        attrgetter("content"),
+        left,
+    )
     rows = _rows(read, classes, names, num_proc, report)
     card = DatasetCardData(
         pretty_name="OpenClipart-LT",
@@ -112,7 +124,13 @@ def build(
     describe = partial(_card, report, size, min_images)
     written = write_dataset({"train": rows}, features, out, card, describe, corpus)
     (written / TEXTS_FILE).write_text(texts, encoding="utf-8")
+    shutil.rmtree(left, ignore_errors=True)
     return written
+
+
+def files_of(root: Path, file: str) -> list[Path]:
+    """The picture and the drawing that `read_drawing` reads."""
+    return [root / "png" / file, (root / "svg" / file).with_suffix(".svg")]
 
 
 def class_texts(names: list[str]) -> str:

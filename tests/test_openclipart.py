@@ -225,3 +225,28 @@ def test_it_trains_from_its_parquet(tree: Path, tmp_path: Path, trained) -> None
     out = build(tree, tmp_path / "out", size=32, num_proc=1)
     run = trained(out, "data.folds=3", "data.fold=0")
     assert json.loads((run / "metrics.json").read_text())["protocol"]["split"] == "test (fold 0 of 3)"
+
+
+def test_an_interrupted_build_goes_on_from_the_drawings_it_had_read(tree: Path, tmp_path: Path, monkeypatch) -> None:
+    whole = build(tree, tmp_path / "whole", size=16, num_proc=1)
+    assert not list(tmp_path.glob(".*.drawings"))
+
+    def interrupted(splits: dict, *settings: object) -> None:
+        list(splits["train"])
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr("hf_vlr.datasets_scripts.openclipart_lt.write_dataset", interrupted)
+        build(tree, tmp_path / "again", size=16, num_proc=1)
+    assert not (tmp_path / "again").exists()
+    kept = list((tmp_path / ".again.drawings").iterdir())
+    assert len(kept) == len(load_dataset(str(whole), split="train"))
+    # a mark that is there only if the drawing is not read again
+    marked = next(path for path in kept if "A bird" in path.read_text())
+    marked.write_text(marked.read_text().replace("A bird", "A kept bird"))
+    texts = load_dataset(str(build(tree, tmp_path / "again", size=16, num_proc=1)), split="train")["text"]
+    assert sum("A kept bird" in text for text in texts) == 1
+    assert not list(tmp_path.glob(".*.drawings"))
+    build(tree, tmp_path / "third", size=16, num_proc=1)
+    name = "data/train-00000-of-00001.parquet"
+    assert (tmp_path / "third" / name).read_bytes() == (whole / name).read_bytes()
