@@ -381,7 +381,7 @@ def _dense_logits(
 
 
 def full_precision(tensor: Tensor) -> torch.autocast:
-    """A context without autocast on the tensor's device."""
+    """A context without autocast on the tensor's device: logits of size tau need more than bfloat16's 8 bits."""
     return torch.autocast(device_type=tensor.device.type, enabled=False)
 
 

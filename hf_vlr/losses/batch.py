@@ -23,11 +23,6 @@ def wide_dtype(*features: Tensor) -> torch.dtype:
     return dtype
 
 
-def full_precision(tensor: Tensor) -> torch.autocast:
-    """No autocast within: logits of size τ need more than bfloat16's 8 bits."""
-    return torch.autocast(device_type=tensor.device.type, enabled=False)
-
-
 def place_of_class(labels: Tensor, own: Tensor | None = None) -> Tensor:
     """A number in [0, N) for the class of each row [N], the same for the rows of one class and of no other.
 

@@ -21,12 +21,12 @@ from hf_vlr.losses.batch import (
     check_batch,
     check_places,
     class_sums,
-    full_precision,
     place_of_class,
     rows_per_tile,
     unit_vectors,
     wide_dtype,
 )
+from hf_vlr.modeling.contrastive import full_precision, text_multiplicity
 
 # Beyond it log(1 + exp(x)) = x in float64 too; torch's default of 20 is off by 2e-9.
 SOFTPLUS_THRESHOLD = 37.0
@@ -78,10 +78,8 @@ def unified_sigmoid_loss(
         queries = unit_vectors(image_features, dtype) * logit_scale.to(dtype).reshape(())
         keys = unit_vectors(text_features, dtype)
         bias = logit_bias.to(dtype).reshape(())
-        texts, multiplicity = keys, keys.new_ones(len(keys))
-        if text_index is not None:
-            texts = keys.index_select(0, text_index)
-            multiplicity = keys.new_zeros(len(keys)).index_add_(0, text_index, keys.new_ones(len(labels)))
+        texts = keys if text_index is None else keys.index_select(0, text_index)
+        multiplicity = text_multiplicity(keys, text_index)
         place = place_of_class(labels)
         sums, counts = class_sums(texts, place)
         own = place if rows is None else place.index_select(0, rows)

@@ -18,12 +18,12 @@ from torch.nn.functional import normalize
 from hf_vlr.losses.batch import (
     check_batch,
     class_sums,
-    full_precision,
     place_of_class,
     rows_per_tile,
     unit_vectors,
     wide_dtype,
 )
+from hf_vlr.modeling.contrastive import full_precision
 
 
 def supervised_contrastive_loss(
