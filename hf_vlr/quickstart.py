@@ -13,8 +13,9 @@ from hf_vlr.data.corpus import ClassTextCorpus, build_corpus
 from hf_vlr.data.source import ImageSource
 from hf_vlr.errors import UserError
 from hf_vlr.evaluation.metrics import evaluate_predictions, write_text
+from hf_vlr.evaluation.predictions import PREDICTIONS_FILE
 from hf_vlr.evaluation.predictors import class_vectors, image_vectors, project, zero_shot
-from hf_vlr.evaluation.report import markdown_table, render_table
+from hf_vlr.evaluation.table import markdown_table, render_table
 from hf_vlr.features import text_states
 from hf_vlr.modeling import UniCLModel
 from hf_vlr.training.model_builder import build_dual_encoder
@@ -22,7 +23,6 @@ from hf_vlr.training.options import Recipe
 from hf_vlr.training.recipe import load_recipe
 from hf_vlr.training.run import run
 from hf_vlr.training.run_data import load_run_data, load_split, transforms
-from hf_vlr.training.run_folder import PREDICTIONS_FILE
 
 # what a smoke run shrinks; its numbers mean little
 SMOKE = {

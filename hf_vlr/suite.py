@@ -19,10 +19,10 @@ from hf_vlr.data.shots import shot_groups
 from hf_vlr.errors import UserError
 from hf_vlr.evaluation.bootstrap import paired_bootstrap
 from hf_vlr.evaluation.metrics import evaluate_predictions, write_text
-from hf_vlr.evaluation.report import METRICS_FILE
+from hf_vlr.evaluation.predictions import METRICS_FILE, PREDICTIONS_FILE
 from hf_vlr.training.recipe import load_recipe
 from hf_vlr.training.run import run
-from hf_vlr.training.run_folder import PREDICTIONS_FILE, RECIPE_FILE, first_difference
+from hf_vlr.training.run_folder import RECIPE_FILE, first_difference
 
 
 @dataclass

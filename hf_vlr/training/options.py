@@ -229,6 +229,14 @@ class EvalOptions:
         metadata=about("splits that are measured", choices=("train", "validation", "test", "unseen")),
     )
     batch_size: int = option(256, "images at a time", low=1)
+    crops: str = option(
+        "none", "test-time ensemble of crops, whose cost is stated: none, five, ten", choices=("none", "five", "ten")
+    )
+    mixed_convention: bool = option(
+        False, "also report VL-LTR's own convention, which takes groups and accuracy from two predictors, labelled so"
+    )
+    resamples: int = option(2000, "bootstrap resamples of every interval; 0 for none", low=0)
+    report: bool = option(True, "write report.html")
 
 
 @dataclass

@@ -13,9 +13,11 @@ import torch
 from hf_vlr.data.source import ImageSource
 from hf_vlr.disk import writing
 from hf_vlr.errors import UserError
+from hf_vlr.evaluation.document import metrics_document, write_metrics
 from hf_vlr.evaluation.metrics import per_class_table, write_text
+from hf_vlr.evaluation.predictions import METRICS_FILE, PREDICTIONS_FILE
 from hf_vlr.evaluation.predictors import Scores
-from hf_vlr.evaluation.report import METRICS_FILE, metrics_document, render_table, write_metrics
+from hf_vlr.evaluation.table import render_table
 from hf_vlr.modeling.modeling_unicl import UniCLPreTrainedModel
 from hf_vlr.training.checkpoints import CHECKPOINTS, START_AGAIN, last_checkpoint, way_on
 from hf_vlr.training.context import Context
@@ -24,7 +26,6 @@ from hf_vlr.training.recipe import load_recipe, recipe_to_yaml
 from hf_vlr.training.run_data import RunData
 
 RECIPE_FILE = "recipe.yaml"
-PREDICTIONS_FILE = "predictions.npz"
 TEXTS_FILE = "texts.jsonl"
 # keys that may differ between a run and its continuation: they change nothing that is computed
 FREE_KEYS = (

@@ -6,8 +6,9 @@ import pytest
 
 from hf_vlr import __version__
 from hf_vlr.errors import UserError
+from hf_vlr.evaluation.document import metrics_document, write_metrics
 from hf_vlr.evaluation.metrics import evaluate_predictions, per_class_table
-from hf_vlr.evaluation.report import markdown_table, metrics_document, render_table, write_metrics
+from hf_vlr.evaluation.table import markdown_table, render_table
 
 COUNTS = np.array([150, 30, 5, 4])
 LABELS = np.array([0, 0, 1, 1, 2, 2, 3, 3])
