@@ -118,13 +118,23 @@ class CLIPResNetModel(PreTrainedModel):
                 init.normal_(projection.weight, std=deviation)
 
     def forward(self, pixel_values: Tensor, **kwargs) -> BaseModelOutputWithPooling:
-        """`last_hidden_state` [N, K, H/32, W/32] and `pooler_output` [N, K]."""
+        """`last_hidden_state` [N, K, H/32, W/32] and `pooler_output` [N, K].
+
+        With `output_hidden_states=True` also `hidden_states`, the four stages' maps at strides 4, 8, 16 and 32; and
+        with `pool=False` no pooled feature, for images of other sizes than the attention pooling has positions for.
+        """
         states = relu(self.bn1(self.conv1(pixel_values)))
         states = relu(self.bn2(self.conv2(states)))
         states = self.pool(relu(self.bn3(self.conv3(states))))
+        stages = []
         for layer in (self.layer1, self.layer2, self.layer3, self.layer4):
             states = layer(states)
-        return BaseModelOutputWithPooling(last_hidden_state=states, pooler_output=self.attnpool(states))
+            stages.append(states)
+        return BaseModelOutputWithPooling(
+            last_hidden_state=states,
+            pooler_output=self.attnpool(states) if kwargs.get("pool", True) else None,
+            hidden_states=tuple(stages) if kwargs.get("output_hidden_states") else None,
+        )
 
 
 def stage(channels: int, planes: int, blocks: int, stride: int) -> nn.Sequential:

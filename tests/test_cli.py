@@ -212,7 +212,6 @@ def test_accelerate_launch_starts_the_same_command_line(recipe):
 
 
 def test_data_stats_draws_the_tail(hf_vlr, tmp_path):
-    pytest.importorskip("matplotlib", reason="matplotlib is in the extra [eval]")
     options = "data.options={classes: 8, unseen: 2, max_count: 8, imbalance: 2, size: 16, validation: 1, test: 1}"
     code, out, err = hf_vlr("data", "stats", "shapes-lt", options, "--plot", str(tmp_path / "tail.png"))
     assert code == 0, err

@@ -1,7 +1,6 @@
 """Curves of runs: what is read from their logs, and a picture of it."""
 
 import json
-import sys
 from pathlib import Path
 
 import pytest
@@ -57,7 +56,6 @@ def test_what_cannot_be_drawn_is_named(overfitting, tmp_path):
 
 
 def test_the_picture_shows_each_run_in_a_colour_of_its_own(overfitting, tmp_path):
-    pytest.importorskip("matplotlib")
     flat = write_log(tmp_path / "flat", {"step": 1, "loss": 3.0}, {"step": 60, "loss": 3.0})
     out = plot_curves([read_curve(overfitting), read_curve(flat)], tmp_path / "curves.png")
     with Image.open(out) as picture:
@@ -68,14 +66,7 @@ def test_the_picture_shows_each_run_in_a_colour_of_its_own(overfitting, tmp_path
         plot_curves([read_curve(flat)], tmp_path / "nowhere" / "curves.png")
 
 
-def test_without_matplotlib_the_extra_is_named(overfitting, tmp_path, monkeypatch):
-    monkeypatch.setitem(sys.modules, "matplotlib.backends.backend_agg", None)
-    with pytest.raises(UserError, match=r'a plot needs matplotlib: pip install "hf_vlr\[eval\]"'):
-        plot_curves([read_curve(overfitting)], tmp_path / "curves.png")
-
-
 def test_the_command_prints_the_ends_and_the_best(overfitting, tmp_path, capsys):
-    pytest.importorskip("matplotlib")
     flat = write_log(tmp_path / "flat", {"step": 1, "loss": 3.0})
     out = tmp_path / "curves.png"
     with pytest.raises(SystemExit) as caught:

@@ -13,13 +13,11 @@ COLOURS = {"many": "#2b6cb0", "medium": "#dd8b20", "few": "#c0392b"}
 def plot_frequencies(counts: np.ndarray, out: str | Path, title: str, rule: str = "oltr") -> Path:
     """Write a PNG of the counts [C] in falling order on a logarithmic axis; returns its path.
 
-    Raises `UserError` where matplotlib is not installed, or the file cannot be written.
+    Raises `UserError` where the file cannot be written.
     """
-    try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise UserError('a plot needs matplotlib: pip install "hf_vlr[eval]"') from error
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
     order = np.argsort(-counts, kind="stable")
     figure = Figure(figsize=(8, 4), dpi=150, layout="constrained")
     FigureCanvasAgg(figure)

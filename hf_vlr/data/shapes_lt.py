@@ -148,27 +148,48 @@ def draw_shape(combination: Combination, size: int, noise: float, rng: np.random
     """One picture, uint8 `[size, size, 3]`: objects of the class at random places, scales and angles on a
     dull background with a gradient and Gaussian noise of standard deviation `noise`.
     """
-    base = rng.uniform(60, 200) + rng.uniform(-25, 25, 3)
-    slope = rng.uniform(-30, 30, 2)
-    ramp = np.linspace(-0.5, 0.5, size)
-    picture = np.empty((size, size, 3))
-    picture[:] = base
-    picture += (slope[0] * ramp[:, None] + slope[1] * ramp)[:, :, None]
+    picture = background(size, rng)
     number = COUNTS.index(combination.count) + 1
     cells = [(0.5, 0.5)] if number == 1 else [(0.27, 0.27), (0.73, 0.73), (0.73, 0.27), (0.27, 0.73)][:number]
     for x, y in cells:
         room = 1.0 if number == 1 else 0.5
         radius = room * rng.uniform(0.24, 0.40)
         shift = rng.uniform(-1, 1, 2) * (0.48 * room - radius)
-        colour = np.clip(np.array(RGB[combination.colour]) + rng.normal(0, 14, 3), 0, 255)
-        angle = rng.uniform(-0.45, 0.45)
-        alpha, inside = _object(combination, size, (x + shift[0], y + shift[1]), radius, angle, rng)
-        # The pattern's second tone is the colour, lightened: hue stays readable in every texture.
-        light = 0.35 * colour + 0.65 * 255 if colour.sum() < 420 else 0.45 * colour
-        ink = light + inside[:, :, None] * (colour - light)
-        picture += alpha[:, :, None] * (ink - picture)
+        paint_object(picture, combination, (x + shift[0], y + shift[1]), radius, rng)
     picture += rng.normal(0, noise, picture.shape) if noise else 0
     return np.clip(picture, 0, 255).astype(np.uint8)
+
+
+def background(size: int, rng: np.random.Generator) -> np.ndarray:
+    """A dull colour with a gradient, float64 `[size, size, 3]` in grey levels."""
+    base = rng.uniform(60, 200) + rng.uniform(-25, 25, 3)
+    slope = rng.uniform(-30, 30, 2)
+    ramp = np.linspace(-0.5, 0.5, size)
+    picture = np.empty((size, size, 3))
+    picture[:] = base
+    picture += (slope[0] * ramp[:, None] + slope[1] * ramp)[:, :, None]
+    return picture
+
+
+def paint_object(
+    picture: np.ndarray,
+    combination: Combination,
+    centre: tuple[float, float],
+    radius: float,
+    rng: np.random.Generator,
+) -> np.ndarray:
+    """Paint one object into a picture `[size, size, 3]` and return its coverage `[size, size]` in 0 … 1.
+
+    `centre` (x, y) and `radius` are shares of the picture's side.
+    """
+    colour = np.clip(np.array(RGB[combination.colour]) + rng.normal(0, 14, 3), 0, 255)
+    angle = rng.uniform(-0.45, 0.45)
+    alpha, inside = _object(combination, len(picture), centre, radius, angle, rng)
+    # The pattern's second tone is the colour, lightened: hue stays readable in every texture.
+    light = 0.35 * colour + 0.65 * 255 if colour.sum() < 420 else 0.45 * colour
+    ink = light + inside[:, :, None] * (colour - light)
+    picture += alpha[:, :, None] * (ink - picture)
+    return alpha
 
 
 def _object(

@@ -56,13 +56,11 @@ def _points(lines: list[dict[str, float | None]], key: str) -> Points:
 def plot_curves(curves: Sequence[Curve], out: str | Path, key: str = "loss") -> Path:
     """Write a PNG of the curves, training thin and validation thick with its lowest point marked; returns its path.
 
-    Raises `UserError` where matplotlib is not installed, or the file cannot be written.
+    Raises `UserError` where the file cannot be written.
     """
-    try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise UserError('a plot needs matplotlib: pip install "hf_vlr[eval]"') from error
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
     figure = Figure(figsize=(8, 4.5), dpi=150, layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots()

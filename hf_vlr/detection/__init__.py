@@ -1,0 +1,1 @@
+"""A vision tower as the backbone of a detector, and a small detector that shows it."""
