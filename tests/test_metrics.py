@@ -6,7 +6,7 @@ import pytest
 from sklearn import metrics as sklearn_metrics
 
 from hf_vlr.errors import UserError
-from hf_vlr.evaluation import metrics as metrics_module
+from hf_vlr.evaluation import outcome as outcome_module
 from hf_vlr.evaluation.metrics import (
     confusion_matrix,
     evaluate_predictions,
@@ -25,6 +25,14 @@ def drawn(num_images=400, seed=0):
     scores = generator.normal(size=(num_images, CLASSES))
     scores[np.arange(num_images), labels] += generator.normal(1.5, 1.0, num_images)
     return scores, labels
+
+
+def leaves(tree, place=()):
+    """Every number of a tree by its place."""
+    if isinstance(tree, dict | list):
+        items = tree.items() if isinstance(tree, dict) else enumerate(tree)
+        return {key: leaf for name, value in items for key, leaf in leaves(value, (*place, name)).items()}
+    return {} if tree is None or isinstance(tree, str) else {place: tree}
 
 
 def softmax(scores):
@@ -54,23 +62,6 @@ def test_agrees_with_scikit_learn():
     assert sum(group["images"] for group in result["groups"].values()) == len(labels)
 
 
-def test_calibration_error_against_a_loop_over_bins():
-    scores, labels = drawn(seed=3)
-    probabilities = softmax(scores)
-    confidence, correct = probabilities.max(axis=1), probabilities.argmax(axis=1) == labels
-    expected = 0.0
-    for i in range(15):
-        inside = (confidence > i / 15) & (confidence <= (i + 1) / 15)
-        if inside.any():
-            expected += inside.mean() * abs(confidence[inside].mean() - correct[inside].mean())
-    assert evaluate_predictions(scores, labels, COUNTS)["ece"] == pytest.approx(expected, rel=1e-12)
-    two = np.log([[0.92, 0.08], [0.95, 0.05]])
-    # One is right and one wrong, in the two highest bins: gaps of either sign must not cancel.
-    assert evaluate_predictions(two, [0, 1], [1, 1])["ece"] == pytest.approx((0.08 + 0.95) / 2)
-    certain = np.where(np.eye(CLASSES, dtype=bool)[labels], 100.0, 0.0)
-    assert evaluate_predictions(certain, labels, COUNTS)["ece"] == pytest.approx(0, abs=1e-12)
-
-
 def test_means_of_class_accuracies_by_hand():
     predictions = np.array([0, 0, 0, 1, 1, 0, 0, 2])
     labels = np.array([0, 0, 0, 0, 1, 1, 2, 2])
@@ -97,7 +88,11 @@ def test_classes_without_test_images_leave_the_means():
     by_class = [right[labels[some] == c].mean() for c in (0, 1, 5, 6)]
     assert result["classes_without_test_images"] == CLASSES - 4
     assert result["balanced_accuracy"] == pytest.approx(np.mean(by_class))
-    assert result["groups"]["few"] == {"accuracy": None, "classes": 0, "images": 0}
+    nothing = dict.fromkeys(("accuracy", "nll", "brier", "ece", "share", "predicted_share"))
+    assert result["groups"]["few"] == nothing | {"classes": 0, "images": 0}
+    assert result["reliability"]["few"] == {"confidence": [None] * 15, "accuracy": [None] * 15, "images": [0] * 15}
+    assert result["tail_to_head"] is None
+    assert result["group_confusion"]["counts"][2] == [0, 0, 0]
     assert result["groups"]["many"]["classes"] == 2
     expected = sklearn_metrics.f1_score(labels[some], scores[some].argmax(axis=1), average="macro", labels=[0, 1, 5, 6])
     assert result["macro_f1"] == pytest.approx(expected)
@@ -126,20 +121,17 @@ def test_permutations_of_images_and_of_classes_change_nothing():
     plain = evaluate_predictions(scores, labels, COUNTS)
     images = np.random.default_rng(1).permutation(len(labels))
     shuffled = evaluate_predictions(scores[images], labels[images], COUNTS)
-    assert shuffled.pop("groups") == plain["groups"]
-    assert shuffled == pytest.approx({name: plain[name] for name in shuffled}, rel=1e-12)
+    assert leaves(shuffled) == pytest.approx(leaves(plain), rel=1e-12)
     classes = np.random.default_rng(2).permutation(CLASSES)
     moved = evaluate_predictions(scores[:, classes], np.argsort(classes)[labels], COUNTS[classes])
-    for name in ("accuracy", "top5", "balanced_accuracy", "macro_f1", "geometric_mean", "nll", "ece"):
-        assert moved[name] == pytest.approx(plain[name], rel=1e-12)
-    for name, group in plain["groups"].items():
-        assert moved["groups"][name] == pytest.approx(group, rel=1e-12)
+    assert classes[moved.pop("worst_class_label")] == plain.pop("worst_class_label")
+    assert leaves(moved) == pytest.approx(leaves(plain), rel=1e-12)
 
 
 def test_chunks_do_not_change_the_result(monkeypatch):
     scores, labels = drawn()
     whole = evaluate_predictions(scores, labels, COUNTS)
-    monkeypatch.setattr(metrics_module, "_CHUNK_NUMBERS", 7 * CLASSES)
+    monkeypatch.setattr(outcome_module, "_CHUNK_NUMBERS", 7 * CLASSES)
     assert evaluate_predictions(scores, labels, COUNTS) == whole
 
 
@@ -161,8 +153,63 @@ def test_predictions_and_scores_agree_and_both_are_json():
     scores, labels = drawn()
     with_scores = evaluate_predictions(scores, labels, COUNTS)
     with_predictions = evaluate_predictions(scores.argmax(axis=1), labels, COUNTS)
-    assert with_predictions == with_scores | {"top5": None, "nll": None, "ece": None}
-    assert json.loads(json.dumps(with_scores, allow_nan=False)) == with_scores
+    for name in ("top5", "nll", "brier", "ece", "mce", "reliability"):
+        assert with_predictions[name] is None
+        with_scores[name] = None
+    for group in with_scores["groups"].values():
+        group |= dict.fromkeys(("nll", "brier", "ece"))
+    assert with_predictions == with_scores
+    full = evaluate_predictions(scores, labels, COUNTS, "vl-ltr", resamples=50)
+    assert json.loads(json.dumps(full, allow_nan=False)) == full
+
+
+def test_the_numbers_of_a_group_are_those_of_its_images():
+    scores, labels = drawn(seed=5)
+    groups = evaluate_predictions(scores, labels, COUNTS)["groups"]
+    shots = np.select([COUNTS > 100, COUNTS < 20], [0, 2], 1)
+    for number, name in enumerate(("many", "medium", "few")):
+        inside = shots[labels] == number
+        alone = evaluate_predictions(scores[inside], labels[inside], COUNTS)
+        for key in ("nll", "brier", "ece"):
+            assert groups[name][key] == pytest.approx(alone[key], rel=1e-12)
+        assert groups[name]["accuracy"] == pytest.approx(alone["balanced_accuracy"], rel=1e-12)
+        assert groups[name]["share"] == pytest.approx(inside.mean())
+        assert groups[name]["predicted_share"] == pytest.approx((shots[scores.argmax(axis=1)] == number).mean())
+
+
+def test_worst_tenth_by_hand():
+    # 21 tested classes of 22, ten images each, class c right c times in ten: the three worst are 0, 0.1 and 0.2
+    labels = np.repeat(np.arange(21), 10)
+    right = np.tile(np.arange(10), 21) < np.minimum(labels, 10)
+    result = evaluate_predictions(np.where(right, labels, 21), labels, np.full(22, 5))
+    assert result["worst_tenth"] == pytest.approx((0 + 0.1 + 0.2) / 3)
+    assert evaluate_predictions(np.array([0, 0]), np.array([0, 1]), [5, 5])["worst_tenth"] == 0.0
+
+
+def test_one_image_and_one_class():
+    result = evaluate_predictions(np.array([[1.0, 0.0]]), [0], [5, 500], resamples=20)
+    assert result["accuracy"] == result["balanced_accuracy"] == result["worst_tenth"] == result["macro_f1"] == 1
+    assert result["brier"] == pytest.approx(2 * (1 / (1 + np.e)) ** 2)
+    assert set(result["shifted_priors"].values()) == {1.0}
+    assert result["intervals"]["accuracy"] == result["intervals"]["groups"]["few"] == [1, 1]
+    assert result["intervals"]["groups"]["many"] is None
+    alone = evaluate_predictions(np.zeros((3, 1)), [0, 0, 0], [7])
+    assert (alone["accuracy"], alone["nll"], alone["brier"], alone["ece"]) == (1, 0, 0, 0)
+
+
+def test_intervals_hold_the_numbers_and_follow_the_averaging():
+    scores, labels = drawn()
+    by_class = evaluate_predictions(scores, labels, COUNTS, "custom:99,21", resamples=400)
+    by_image = evaluate_predictions(scores, labels, COUNTS, "vl-ltr", resamples=400)
+    for result in (by_class, by_image):
+        intervals = result["intervals"]
+        assert (intervals["confidence"], intervals["resamples"]) == (0.95, 400)
+        for name in ("accuracy", "balanced_accuracy"):
+            assert intervals[name][0] < result[name] < intervals[name][1]
+        for name, group in result["groups"].items():
+            assert intervals["groups"][name][0] < group["accuracy"] < intervals["groups"][name][1]
+    assert by_class["intervals"]["groups"]["few"] != by_image["intervals"]["groups"]["few"]
+    assert "intervals" not in evaluate_predictions(scores, labels, COUNTS)
 
 
 def test_per_class_table_adds_up(tmp_path):
@@ -210,6 +257,9 @@ def test_a_failed_write_leaves_the_old_file(tmp_path):
         (np.array([0.5, 0.5]), [0, 1], "predictions must be one integer"),
         (np.array([[0, 0, 0], [0, np.nan, 0]]), [0, 1], "scores of image 1 are NaN"),
         (np.array([[0, 0, 0], [0, np.inf, 0]]), [0, 1], "scores of image 1 are NaN or infinite"),
+        (np.array([[0, -np.inf, 0], [0, 0, 0]]), [0, 1], "scores of image 0 are NaN or infinite.*mask"),
+        (np.array([[0j, 0, 0], [0, 0, 0]]), [0, 1], "scores are complex128"),
+        (np.array([["a", "b", "c"]]), [0], "scores are <U1"),
         (np.zeros((2, 4)), [0, 1], "4 columns for 3 classes"),
         (np.zeros((2, 3, 1)), [0, 1], "scores have shape"),
         (np.zeros((0, 3)), [], "no test images"),

@@ -13,8 +13,9 @@ these very runs depends on the test images. It says nothing about other seeds; r
 for that.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -70,20 +71,57 @@ def bootstrap_interval(
     return _interval(_mean_correct(correct, labels), labels, statistic, num_resamples, seed, confidence)
 
 
+def bootstrap_intervals(
+    correct: npt.ArrayLike,
+    labels: npt.ArrayLike,
+    groups: Mapping[str, npt.NDArray[np.bool_]],
+    averaging: str = "class",
+    num_resamples: int = 2000,
+    seed: int = 0,
+    confidence: float = 0.95,
+) -> dict[str, Any]:
+    """The intervals of one predictor as `metrics.json` holds them, [low, high] each, fractions.
+
+    `groups` maps names to masks [C]; `averaging` is how a group's accuracy is averaged, over "class" or "image". Keys:
+    `confidence`, `resamples`, `accuracy`, `balanced_accuracy`, `groups` (None for a group without test images). Other
+    arguments and errors as in `paired_bootstrap`.
+    """
+    labels = _checked_labels(labels)
+    values = _mean_correct(correct, labels)
+
+    def interval(rows: npt.NDArray[np.bool_], statistic: str) -> list[float] | None:
+        if not rows.any():
+            return None
+        found = _interval(values[rows], labels[rows], statistic, num_resamples, seed, confidence)
+        return [found.low, found.high]
+
+    every = np.ones(labels.size, dtype=bool)
+    statistic = "balanced" if averaging == "class" else "accuracy"
+    return {
+        "confidence": confidence,
+        "resamples": num_resamples,
+        "accuracy": interval(every, "accuracy"),
+        "balanced_accuracy": interval(every, "balanced"),
+        "groups": {name: interval(members[labels], statistic) for name, members in groups.items()},
+    }
+
+
 def resample(values: Floats, strata: Ints, weights: Floats, num_resamples: int, seed: int) -> Floats:
     """The statistic sum_s W_s mean(values drawn from stratum s) in each resample, float64 [num_resamples].
 
     `values`, `strata`, `weights` are [N]; W_s is the sum of the weights in stratum s, n_s images, of which
     max(n_s - 1, 1) are drawn. Outcomes take few values (right or wrong for both, one, the other, neither),
-    so the number of times that each value is drawn comes from one multinomial: cost C·R instead of N·R.
+    so the number of times that each value is drawn comes from one multinomial. Strata that hold the same values
+    the same number of times, and weigh the same, draw together, as the sum of their multinomials is one multinomial:
+    with n images in each class there are at most n + 1 kinds of classes for one predictor, however many classes.
     """
     generator = numpy_generator(seed, 0, 0, "bootstrap")
     totals = np.zeros(num_resamples)
-    for members in _strata_members(strata):
-        distinct, counts = np.unique(values[members], return_counts=True)
-        draws = max(len(members) - 1, 1)
-        times = generator.multinomial(draws, counts / len(members), size=num_resamples)
-        totals += weights[members].sum() * (times @ distinct / draws)
+    for distinct, counts, weight, alike in _kinds(values, strata, weights):
+        images = counts.sum()
+        draws = max(images - 1, 1)
+        times = generator.multinomial(alike * draws, counts / images, size=num_resamples)
+        totals += times @ (weight * distinct / draws)
     return totals
 
 
@@ -122,6 +160,22 @@ def _interval(
     totals = resample(values, strata, weights, num_resamples, seed)
     low, high = np.quantile(totals, [(1 - confidence) / 2, (1 + confidence) / 2])
     return Interval(float(low), float(high), float(weights @ values))
+
+
+def _kinds(values: Floats, strata: Ints, weights: Floats) -> Iterator[tuple[Floats, Ints, float, int]]:
+    """Strata by what they hold: distinct values, images of each, a stratum's weight, and how many are alike."""
+    order = np.lexsort((values, strata))
+    value, stratum = values[order], strata[order]
+    starts = np.flatnonzero(np.r_[True, (np.diff(stratum) != 0) | (np.diff(value) != 0)])
+    counts, value, stratum = np.diff(np.r_[starts, value.size]), value[starts], stratum[starts]
+    firsts = np.flatnonzero(np.r_[True, np.diff(stratum) != 0])
+    total = np.add.reduceat(weights[order], starts[firsts])
+    kinds: dict[tuple[bytes, bytes, float], list[slice]] = {}
+    for first, last, weight in zip(firsts, np.r_[firsts[1:], len(starts)], total):
+        own = slice(first, last)
+        kinds.setdefault((value[own].tobytes(), counts[own].tobytes(), float(weight)), []).append(own)
+    for (_, _, weight), alike in kinds.items():
+        yield value[alike[0]], counts[alike[0]], weight, len(alike)
 
 
 def _strata_members(strata: Ints) -> Iterator[Ints]:
