@@ -1,0 +1,1 @@
+"""Evaluations as pages to look at: one self-contained HTML file each."""

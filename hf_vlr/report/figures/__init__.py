@@ -1,0 +1,1 @@
+"""The plots of a report, one in each file: numbers in, an inline SVG out."""
