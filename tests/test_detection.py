@@ -26,9 +26,10 @@ from transformers import (
 )
 
 from hf_vlr.detection.detector import build_detector
-from hf_vlr.detection.finetuning import DetectionSettings, average_precision, compare_towers, finetune
+from hf_vlr.detection.finetuning import average_precision, compare_towers, finetune
 from hf_vlr.detection.pyramid import PyramidBackbone, finest_anchor, last_of_each_resolution, stage_maps
 from hf_vlr.detection.scenes import CATEGORIES, Scenes
+from hf_vlr.detection.settings import DetectionSettings
 from hf_vlr.errors import UserError
 from hf_vlr.modeling.modeling_clip_resnet import CLIPResNetConfig, CLIPResNetModel
 
@@ -229,7 +230,7 @@ def test_a_detector_learns_to_find_shapes() -> None:
     pytest.importorskip("pycocotools")
     towers = {"resnet": resnet}
     few = DetectionSettings(steps=1, test_scenes=24, channels=32)
-    many = DetectionSettings(steps=250, test_scenes=24, channels=32, tower_lr=1e-3)
+    many = DetectionSettings(steps=250, test_scenes=24, channels=32)
     before, after = (compare_towers(towers, [0.5] * 3, [0.25] * 3, s)["rows"]["resnet"] for s in (few, many))
     assert before["box_ap50"] < 0.02
     assert after["box_ap50"] > 0.1

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from typing import Any
 
 import torch
@@ -14,37 +14,12 @@ from tqdm import tqdm
 from hf_vlr.detection.detector import build_detector
 from hf_vlr.detection.pyramid import PyramidBackbone
 from hf_vlr.detection.scenes import CATEGORIES, Scenes
+from hf_vlr.detection.settings import DetectionSettings
 from hf_vlr.errors import UserError
 from hf_vlr.randomness import numpy_generator, seed_for
 
 MASK_THRESHOLD = 0.5
 GRADIENT_NORM = 1.0
-
-
-@dataclass(frozen=True)
-class DetectionSettings:
-    """steps of `batch_size` scenes, drawn from `scenes`; measured on `test_scenes` others, `size` pixels a side.
-
-    lr: AdamW's rate of the detector's new layers, warmed up over a tenth of the steps and then lowered to zero by a
-    cosine; tower_lr: the tower's. channels: P of the pyramid. seed: of weights, scenes and their order.
-    """
-
-    steps: int = 300
-    batch_size: int = 8
-    scenes: int = 1000
-    test_scenes: int = 200
-    size: int = 96
-    lr: float = 1e-3
-    tower_lr: float = 2e-4
-    channels: int = 64
-    seed: int = 0
-
-    def check(self) -> None:
-        """Raise `UserError` for a number that nothing can be trained with."""
-        for name, value in asdict(self).items():
-            least = 0 if name in ("seed", "tower_lr") else 32 if name == "size" else 1e-12 if name == "lr" else 1
-            if value < least:
-                raise UserError(f"{name}={value} must be at least {least}")
 
 
 def finetune(

@@ -1,0 +1,1 @@
+"""The papers' protocols: what features are worth without training the towers further."""
