@@ -1,121 +1,86 @@
-"""`hf-vlr eval`: a checkpoint measured on a dataset, by shot groups."""
+"""`hf-vlr eval`: a model measured on a dataset, by shot groups."""
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-from torch import Tensor
-from transformers import AutoConfig, AutoImageProcessor, AutoTokenizer
 
-from hf_vlr.data.batches import Collator
-from hf_vlr.data.corpus import ClassTextCorpus, build_corpus
 from hf_vlr.data.source import ImageSource
 from hf_vlr.errors import UserError
-from hf_vlr.evaluation.predictors import Scores, class_vectors, image_vectors, project, recognise, zero_shot
-from hf_vlr.features import Transform, text_states
-from hf_vlr.modeling import UniCLModel, VLLTRForImageClassification, VLLTRModel
-from hf_vlr.training.contrast import unique_names
+from hf_vlr.evaluation.crops import crop_views, ensemble
+from hf_vlr.evaluation.explanation import make_examples
+from hf_vlr.evaluation.image_rows import image_rows
+from hf_vlr.evaluation.predictions import Predictions, read_predictions
+from hf_vlr.evaluation.protocol import RECIPE_FILE, protocol_of
+from hf_vlr.evaluation.record import record
+from hf_vlr.evaluation.subject import Subject
+from hf_vlr.evaluation.subjects import open_subject
 from hf_vlr.training.options import Recipe
 from hf_vlr.training.recipe import load_recipe, override_recipe
-from hf_vlr.training.run_data import labelled, load_split, transforms
-from hf_vlr.training.run_folder import RECIPE_FILE, TEXTS_FILE, Measurement, write_measurement
-from hf_vlr.training.tower_specs import UNLOADABLE, first_line
+from hf_vlr.training.run_data import labelled, load_split
+
+# where evaluations of models from elsewhere go
+RUNS = "runs"
 
 
-def evaluate_checkpoint(model_dir: str, overrides: list[str] | None = None, out: str | None = None) -> list[dict]:
-    """Measure a checkpoint on the splits of `eval.splits`; returns one metrics document per split.
+def evaluate_checkpoint(
+    model_dir: str,
+    overrides: Sequence[str] = (),
+    out: str | None = None,
+    *,
+    reference: str | None = None,
+    same_order: bool = False,
+) -> list[dict[str, Any]]:
+    """Measure a model on the splits of `eval.splits`; returns one metrics document per split.
 
-    A recogniser is measured by its branches and their fusion; a dual encoder by zero-shot classification against the
-    mean of each class's texts (`data.texts`, else the `texts.jsonl` beside the model, else the dataset's own). The
-    settings of the run that made the folder hold unless `overrides` say otherwise. Documents go to `eval/SPLIT` in
-    `out`, or in the model's folder. Raises `UserError` for a model that is neither, and for other classes
-    than the model knows.
+    A recogniser of this package is measured by its branches and their fusion; a dual encoder (ours, CLIP, SigLIP and
+    their like) by zero-shot classification against the mean of each class's texts (`data.texts`, else the
+    `texts.jsonl` beside the model, else the dataset's own); any `AutoModelForImageClassification` by its logits.
+    Outputs are found by the names of their classes (`match_classes`), or taken in order with `same_order`. The settings
+    of the run that made the folder hold unless `overrides` say otherwise.
+
+    Documents go to `eval/SPLIT` in `out`, by default in the model's folder, for a Hub id in `runs/NAME`. `reference`:
+    the folder of an evaluation on the same split, whose gain the report shows. What towers compute is kept on disk
+    (`evaluation_cache`). Raises `UserError` for a model that cannot be read and for classes that it does not know.
     """
-    recipe = recipe_of(model_dir, overrides or [])
-    checkpoint = Checkpoint.read(model_dir, recipe)
-    target = out or (model_dir if Path(model_dir).is_dir() else None)
+    recipe = recipe_of(model_dir, overrides)
+    before = read_predictions(reference) if reference else None
+    if before is not None and len(recipe.eval.splits) > 1:
+        raise UserError(f"a reference is of one split; choose one of {', '.join(recipe.eval.splits)} with --split")
+    sources = [labelled(load_split(recipe, split)) for split in recipe.eval.splits]
+    subject = open_subject(model_dir, recipe, same_order)
+    target = Path(out or (model_dir if Path(model_dir).is_dir() else Path(RUNS) / model_dir.rpartition("/")[2]))
     documents = []
-    for split in recipe.eval.splits:
-        source = labelled(load_split(recipe, split))
-        counts, scores = checkpoint.measure(source)
-        measured = Measurement(source, scores, counts, checkpoint.image_size, {})
-        documents.append(write_measurement(recipe, measured, Path(target) / "eval" / split if target else None))
+    for source in sources:
+        predictions = predict(subject, recipe, source)
+        examples = make_examples(predictions, source, recipe.eval.rule, subject.sentences) if recipe.eval.report else ()
+        documents.append(record(predictions, target / "eval" / source.split, recipe.eval, examples, before))
     return documents
 
 
-def recipe_of(model_dir: str, overrides: list[str]) -> Recipe:
+def recipe_of(model_dir: str, overrides: Sequence[str]) -> Recipe:
     """The recipe the folder was made by, with `overrides`; a bare one for a model from elsewhere."""
     path = Path(model_dir) / RECIPE_FILE
     return load_recipe(path, overrides) if path.is_file() else override_recipe(Recipe(task="recognition"), overrides)
 
 
-@dataclass(frozen=True)
-class Checkpoint:
-    """A model to be measured, with its transform."""
+def predict(subject: Subject, recipe: Recipe, source: ImageSource) -> Predictions:
+    """What a subject says of a source, with all that a reader must know."""
 
-    location: str
-    model: UniCLModel | VLLTRForImageClassification
-    recipe: Recipe
-    transform: Transform
-    image_size: int
+    @cache
+    def train() -> ImageSource | None:
+        return None if source.split == "unseen" else load_split(recipe, "train")
 
-    @classmethod
-    def read(cls, location: str, recipe: Recipe) -> "Checkpoint":
-        """Load a recogniser or a dual encoder; raises `UserError` for anything else."""
-        try:
-            config = AutoConfig.from_pretrained(location, trust_remote_code=False)
-        except UNLOADABLE as error:
-            raise UserError(f"model {location} cannot be read: {first_line(error)}") from error
-        classes = {"unicl": UniCLModel, "vlltr": VLLTRModel}
-        if config.model_type not in classes:
-            raise UserError(f"model {location} is a {config.model_type!r} checkpoint; eval reads unicl and vlltr")
-        recogniser = "VLLTRForImageClassification" in (config.architectures or [])
-        model_class = VLLTRForImageClassification if recogniser else classes[config.model_type]
-        try:
-            processor = AutoImageProcessor.from_pretrained(location, trust_remote_code=False)
-            model = model_class.from_pretrained(location)
-        except UNLOADABLE as error:
-            raise UserError(f"model {location} cannot be loaded: {first_line(error)}") from error
-        transform, _ = transforms(recipe.data, processor)
-        return cls(location, model, recipe, transform, processor.crop_size["height"])
-
-    def measure(self, source: ImageSource) -> tuple[np.ndarray, Scores]:
-        """Training images per class [C], and each predictor's log-probabilities of the source."""
-        batch_size, workers = self.recipe.eval.batch_size, self.recipe.data.workers
-        if isinstance(self.model, VLLTRForImageClassification):
-            known = [self.model.config.id2label[index] for index in range(self.model.config.num_labels)]
-            if unique_names(source.class_names) != known:
-                raise UserError(
-                    f"{source.name} has other classes ({source.num_classes}) than the model {self.location} "
-                    f"({len(known)}), or in another order"
-                )
-            encoder = self.model.vlltr
-        else:
-            encoder = self.model
-        features = image_vectors(encoder, source, self.transform, batch_size=batch_size, workers=workers)
-        if encoder is not self.model:
-            return self.model.head.class_counts.numpy(), recognise(self.model, features)
-        train = None if source.split == "unseen" else load_split(self.recipe, "train")
-        counts = train.class_counts() if train else np.zeros(source.num_classes, dtype=np.int64)
-        vectors = self.text_vectors(self.corpus(train or source))
-        # not `language`, which in a training run is the mean of the anchors chosen on training images
-        scores = zero_shot(features, vectors, encoder.logit_scale.exp().item())
-        return counts, {"all texts": scores["language"]}
-
-    def corpus(self, source: ImageSource) -> ClassTextCorpus:
-        """`data.texts`, else the texts beside the model where they fit the classes, else the dataset's own."""
-        beside = Path(self.location) / TEXTS_FILE
-        if self.recipe.data.texts is None and beside.is_file() and source.split == "train":
-            return ClassTextCorpus.from_file(beside, source.class_names)
-        return build_corpus(self.recipe.data.texts, source)
-
-    def text_vectors(self, corpus: ClassTextCorpus) -> Tensor:
-        """Unit vectors [C, D]: the mean of each class's sentences."""
-        try:
-            tokenizer = AutoTokenizer.from_pretrained(self.location, trust_remote_code=False)
-        except UNLOADABLE as error:
-            raise UserError(f"model {self.location} has no tokenizer beside it, so it cannot read texts") from error
-        tokenize = Collator(tokenizer, self.recipe.data.max_text_length).tokenize
-        states = text_states(self.model, corpus.texts, tokenize)
-        features = project(self.model.text_projection, states, self.model.device)
-        return class_vectors(features, corpus.labels, corpus.num_classes)
+    subject.prepare(source, train)
+    views = crop_views(subject.transform, recipe.eval.crops)
+    scores = ensemble(views.transforms, lambda transform: subject.scores(source, transform))
+    counts = subject.train_counts()
+    if counts is None:
+        counts = np.zeros(source.num_classes, dtype=np.int64) if train() is None else train().class_counts()
+    stated = protocol_of(recipe, source.split, subject.image_size, {}, views.cost) | subject.protocol()
+    if not (Path(subject.location) / RECIPE_FILE).is_file():
+        # from elsewhere: what it had seen goes by its name, and no seed of ours made it
+        stated |= {"pretraining": subject.location, "seed": None, "task": subject.task}
+    return Predictions(scores, source.labels, counts, tuple(source.class_names), stated, image_rows(source))

@@ -7,9 +7,10 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
-from functools import partial
+from contextlib import contextmanager, suppress
+from functools import cached_property, partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from PIL import Image
@@ -29,11 +30,20 @@ from hf_vlr.randomness import torch_seeded
 Transform = Callable[[Image.Image], Tensor]
 
 
-class StateCache:
-    """Tensors by content: a file is found again only when weights, pictures and transforms are the same."""
+# `data.cache_dir=off`
+OFF = "off"
 
-    def __init__(self, folder: str | None) -> None:
-        self.folder = Path(folder) if folder else None
+
+class StateCache:
+    """Tensors by content: a file is found again only when weights, pictures and transforms are the same.
+
+    folder: where they lie; None or "off" for nowhere. whole: of images that were chosen from a larger set, keep those
+    of the larger set; else of what is asked for alone.
+    """
+
+    def __init__(self, folder: str | None, whole: bool = True) -> None:
+        self.folder = Path(folder).expanduser() if folder and folder != OFF else None
+        self.whole = whole and self.folder is not None
 
     def get(self, key: Callable[[], Sequence[str]], compute: Callable[[], Tensor]) -> Tensor:
         """The tensor stored under `key()`, else `compute()`, which is then stored; a damaged file is replaced.
@@ -49,7 +59,7 @@ class StateCache:
                 return load_file(path)["states"]
         states = compute()
         unfinished = path.with_suffix(f".{os.getpid()}.partial")
-        with writing(path, "mend that, or name another data.cache_dir"):
+        with writing(path, "mend that, or name another data.cache_dir (off: none)"):
             self.folder.mkdir(parents=True, exist_ok=True)
             try:
                 save_file({"states": states.contiguous()}, unfinished)
@@ -81,9 +91,75 @@ class View(Dataset):
         return f"{identity_of(self.images)} view {self.number} {transform!r}"
 
 
-@torch.no_grad()
+class Tower:
+    """A frozen map from inputs to vectors [B, W]: what is computed, and what its results are stored under.
+
+    module: whose weights, configuration, mode and device count. encode: the map itself, which may be a part of what
+    the module computes. kind: what distinguishes this map from others of the same module.
+    """
+
+    def __init__(self, module: nn.Module, encode: Callable[..., Tensor], kind: str) -> None:
+        self.module, self.encode, self.kind = module, encode, kind
+
+    @cached_property
+    def key(self) -> list[str]:
+        """What the results depend on besides the inputs."""
+        return [self.kind, settings_of(self.module), digest_of(self.module)]
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.module.parameters()).device
+
+    @contextmanager
+    def frozen(self) -> Iterator[None]:
+        """Evaluation mode and no gradient, afterwards as before."""
+        training = self.module.training
+        self.module.eval()
+        try:
+            with torch.no_grad():
+                yield
+        finally:
+            self.module.train(training)
+
+
+def vision_tower(model: UniCLModel) -> Tower:
+    """The vision tower of a dual encoder, pooled as its configuration says."""
+    pooling = model.config.vision_pooling
+    return Tower(
+        model.vision_model, lambda pixels: encode_image(model.vision_model, pixels, pooling), f"vision {pooling}"
+    )
+
+
+def text_tower(model: UniCLModel) -> Tower:
+    """The text tower of a dual encoder, pooled as its configuration says."""
+    pooling = model.config.text_pooling
+
+    def encode(input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor | None = None) -> Tensor:
+        return encode_text(model.text_model, input_ids, attention_mask, token_type_ids, pooling)
+
+    return Tower(model.text_model, encode, f"text {pooling}")
+
+
 def vision_states(
     model: UniCLModel,
+    images: Sequence,
+    evaluation: Transform,
+    augmentation: Transform | None = None,
+    **how: Any,
+) -> Tensor:
+    """Pooled vision-tower states [K, N, W] of a dual encoder, as `image_states` computes them."""
+    return image_states(vision_tower(model), images, evaluation, augmentation, **how)
+
+
+def text_states(
+    model: UniCLModel, sentences: Sequence[str], tokenize: Callable[[list[str]], dict[str, Tensor]], **how: Any
+) -> Tensor:
+    """Pooled text-tower states [S, W] of a dual encoder, as `sentence_states` computes them."""
+    return sentence_states(text_tower(model), sentences, tokenize, **how)
+
+
+def image_states(
+    tower: Tower,
     images: Sequence,
     evaluation: Transform,
     augmentation: Transform | None = None,
@@ -94,31 +170,30 @@ def vision_states(
     cache: StateCache | None = None,
     note: str = "images",
 ) -> Tensor:
-    """Pooled vision-tower states [K, N, W], float32 on the CPU, of K views of N images.
+    """What a tower makes of images, [K, N, W] of K views of N images, float32 on the CPU.
 
-    Where the images are rows chosen from a larger set and there is a cache, the larger set is encoded, so that folds
-    and splits of one dataset share its states.
+    Where the images are rows chosen from a larger set and the cache keeps whole sets, the larger set is encoded, so
+    that folds and splits of one dataset share its states.
     """
-    base, rows = base_rows(images) if cache is not None and cache.folder else (images, None)
+    base, rows = base_rows(images) if cache is not None and cache.whole else (images, None)
     states = []
     for number in range(views):
         view = View(base, evaluation, augmentation, number)
-        compute = partial(_encode_view, model, view, batch_size, workers, f"{note}, view {number + 1} of {views}")
+        compute = partial(_encode_view, tower, view, batch_size, workers, f"{note}, view {number + 1} of {views}")
         # view by view, so that an evaluation finds the view that training has made
-        key = partial(_view_key, model, view)
+        key = partial(_view_key, tower, view)
         states.append(cache.get(key, compute) if cache is not None else compute())
-    stacked = torch.stack(states)
+    # one view is not copied: the logits of a large classifier fill a good part of the memory
+    stacked = states[0][None] if views == 1 else torch.stack(states)
     return stacked if rows is None else stacked[:, rows]
 
 
-def _view_key(model: UniCLModel, view: View) -> list[str]:
-    return ["vision", model.config.vision_pooling, digest_of(model.vision_model), view.identity()]
+def _view_key(tower: Tower, view: View) -> list[str]:
+    return ["images", *tower.key, view.identity()]
 
 
-def _encode_view(model: UniCLModel, view: View, batch_size: int, workers: int, note: str) -> Tensor:
-    """Pooled states [N, W] of one view."""
-    training = model.training
-    model.eval()
+def _encode_view(tower: Tower, view: View, batch_size: int, workers: int, note: str) -> Tensor:
+    """What a tower makes of one view, [N, W]."""
     loader = DataLoader(view, batch_size, num_workers=workers, worker_init_fn=obey_parent_only)
     bar = tqdm(
         read_batches(loader),
@@ -128,55 +203,44 @@ def _encode_view(model: UniCLModel, view: View, batch_size: int, workers: int, n
         leave=False,
         disable=None if len(loader) > 4 else True,
     )
-    pooling = model.config.vision_pooling
-    states = [
-        # channels last: convolutions run 1.7 times as fast on a CPU, other towers do not mind
-        encode_image(model.vision_model, batch.to(model.device, memory_format=torch.channels_last), pooling)
-        .float()
-        .cpu()
-        for batch in bar
-    ]
-    model.train(training)
-    return torch.cat(states)
+    states, done = torch.empty(0), 0
+    with tower.frozen():
+        for batch in bar:
+            # channels last: convolutions run 1.7 times as fast on a CPU, other towers do not mind
+            found = tower.encode(batch.to(tower.device, memory_format=torch.channels_last))
+            if done == 0:
+                # in one piece from the start: joining parts would take twice the memory
+                states = torch.empty(len(view), *found.shape[1:])
+            states[done : done + len(found)] = found
+            done += len(found)
+    return states
 
 
-@torch.no_grad()
-def text_states(
-    model: UniCLModel,
+def sentence_states(
+    tower: Tower,
     sentences: Sequence[str],
     tokenize: Callable[[list[str]], dict[str, Tensor]],
     *,
     batch_size: int = 256,
     cache: StateCache | None = None,
 ) -> Tensor:
-    """Pooled text-tower states [S, W], float32 on the CPU; each distinct sentence is encoded once."""
+    """What a tower makes of sentences, [S, W], float32 on the CPU; each distinct sentence is encoded once."""
     unique = list(dict.fromkeys(sentences))
 
     def compute() -> Tensor:
-        training = model.training
-        model.eval()
         # by length, so that a batch is not padded to one long sentence
         order = sorted(range(len(unique)), key=lambda index: len(unique[index]))
         parts = []
-        for chunk in tqdm(list(chunks(order, batch_size)), desc="encoding texts", leave=False, disable=None):
-            batch = {k: v.to(model.device) for k, v in tokenize([unique[i] for i in chunk]).items()}
-            parts.append(
-                encode_text(
-                    model.text_model,
-                    batch["input_ids"],
-                    batch["attention_mask"],
-                    batch.get("token_type_ids"),
-                    model.config.text_pooling,
-                )
-            )
-        model.train(training)
-        states = torch.cat(parts).float().cpu()
-        return states[torch.tensor(order).argsort()]
+        with tower.frozen():
+            for chunk in tqdm(list(chunks(order, batch_size)), desc="encoding texts", leave=False, disable=None):
+                batch = tokenize([unique[index] for index in chunk])
+                parts.append(tower.encode(**{name: values.to(tower.device) for name, values in batch.items()}))
+        return torch.cat(parts).float().cpu()[torch.tensor(order).argsort()]
 
     def key() -> list[str]:
         # the tokens say what tokenizer and which length made them
         tokens = [tokenize(list(part))["input_ids"].tolist() for part in chunks(unique, batch_size)]
-        return ["text", digest_of(model.text_model), model.config.text_pooling, json.dumps(tokens)]
+        return ["texts", *tower.key, json.dumps(tokens)]
 
     states = cache.get(key, compute) if cache is not None else compute()
     position = {text: index for index, text in enumerate(unique)}
@@ -216,3 +280,13 @@ def chunks(items: Sequence, size: int) -> Iterator[Sequence]:
     """Consecutive pieces of at most `size` items."""
     for start in range(0, len(items), size):
         yield items[start : start + size]
+
+
+def settings_of(module: nn.Module) -> str:
+    """A module's configuration as JSON, "" without: equal weights compute other states with another activation."""
+    config = getattr(module, "config", None)
+    if config is None:
+        return ""
+    passing = ("_name_or_path", "transformers_version", "dtype", "id2label", "label2id")
+    settings = {name: value for name, value in config.to_dict().items() if name not in passing}
+    return json.dumps(settings, sort_keys=True, default=str)

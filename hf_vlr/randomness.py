@@ -9,7 +9,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import numpy as np
-import torch
 
 
 def seed_for(seed: int, epoch: int, index: int, use: str) -> int:
@@ -33,6 +32,9 @@ def torch_seeded(seed: int, epoch: int, index: int, use: str) -> Iterator[None]:
 
     torchvision's transforms draw from that global generator, which is why it is set rather than passed.
     """
+    # numpy's part is also for commands that read arrays alone, and torch takes seconds to import
+    import torch
+
     state = torch.get_rng_state()
     torch.default_generator.manual_seed(seed_for(seed, epoch, index, use))
     try:

@@ -99,7 +99,8 @@ def place_of(root: Path, name: str, seed: int, fold: int) -> Path:
 
 def _train(suite: Suite, name: str, seed: int, fold: int, root: Path, words: list[str]) -> None:
     entry, folder = suite.runs[name], place_of(root, name, seed, fold)
-    own = [*words, *entry.set, f"seed={seed}", f"output={folder}"]
+    # a suite's tables are its report; a page for every fold and seed would take longer than some runs
+    own = ["eval.report=false", *words, *entry.set, f"seed={seed}", f"output={folder}"]
     if suite.folds:
         own += [f"data.folds={suite.folds}", f"data.fold={fold}"]
     if entry.init:

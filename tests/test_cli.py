@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 
 from hf_vlr import __version__
+from hf_vlr.cli import data, protocol
 from hf_vlr.cli.main import COMMANDS, main
 from hf_vlr.training.options import describe_keys
 
@@ -46,7 +47,10 @@ def test_help_lists_every_command(hf_vlr):
         assert re.search(rf"^  {name} +{re.escape(line)}$", out, re.M)
 
 
-@pytest.mark.parametrize("command", [*COMMANDS, "data build", "data make-longtail", "data stats", "data texts"])
+@pytest.mark.parametrize(
+    "command",
+    [*COMMANDS, *(f"data {name}" for name in data.COMMANDS), *(f"protocol {name}" for name in protocol.COMMANDS)],
+)
 def test_every_command_has_help(hf_vlr, command):
     code, out, _ = hf_vlr(*command.split(), "--help")
     assert code == 0

@@ -10,7 +10,16 @@ from transformers import CLIPTextConfig, CLIPVisionConfig
 from hf_vlr.data.batches import Collator
 from hf_vlr.data.images import SelectedImages
 from hf_vlr.data.transforms import build_eval_transform, build_train_transform
-from hf_vlr.features import StateCache, base_rows, digest_of, text_states, vision_states
+from hf_vlr.features import (
+    StateCache,
+    Tower,
+    base_rows,
+    digest_of,
+    image_states,
+    settings_of,
+    text_states,
+    vision_states,
+)
 from hf_vlr.modeling import UniCLConfig, UniCLModel
 from hf_vlr.training.tokenizer import train_tokenizer
 
@@ -157,6 +166,50 @@ def test_without_a_folder_nothing_is_kept_and_no_key_is_made():
         raise AssertionError("a key is expensive")
 
     assert cache.get(key, lambda: torch.ones(2)).tolist() == [1.0, 1.0]
+
+
+def test_off_is_no_folder_and_parts_are_kept_alone_where_that_is_asked_for(tmp_path):
+    assert StateCache("off").folder is None
+    assert not StateCache("off").whole
+    model, images = encoder(), Pictures()
+    part = SelectedImages(images, np.array([5, 1]))
+    cache = StateCache(str(tmp_path), whole=False)
+    states = vision_states(model, part, EVALUATION, cache=cache)
+    assert images.looked == 2
+    assert torch.equal(vision_states(model, part, EVALUATION, cache=cache), states)
+    assert images.looked == 2
+    # another part is another file
+    vision_states(model, SelectedImages(images, np.array([1, 5])), EVALUATION, cache=cache)
+    assert len(list(cache.folder.iterdir())) == 2
+
+
+def test_the_same_weights_with_another_activation_are_another_tower(cache):
+    plain, other = encoder(), encoder()
+    other.vision_model.config.hidden_act = "relu"
+    assert digest_of(plain.vision_model) == digest_of(other.vision_model)
+    assert settings_of(plain.vision_model) != settings_of(other.vision_model)
+    for model in (plain, other):
+        vision_states(model, Pictures(), EVALUATION, cache=cache)
+    assert len(list(cache.folder.iterdir())) == 2
+    # names and places say nothing about states
+    other.vision_model.config.hidden_act = plain.vision_model.config.hidden_act
+    other.vision_model.config.id2label = {0: "a", 1: "b"}
+    other.vision_model.config._name_or_path = "elsewhere"
+    assert settings_of(plain.vision_model) == settings_of(other.vision_model)
+
+
+def test_any_module_can_be_a_tower_and_is_left_in_its_mode(cache):
+    module = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Dropout(0.9), torch.nn.Linear(3 * 16 * 16, 4)).train()
+    tower, images = Tower(module, module, "mine"), Pictures()
+    found = image_states(tower, images, EVALUATION, batch_size=3, cache=cache)[0]
+    assert module.training
+    pixels = torch.stack([EVALUATION(image) for image in list(images)])
+    torch.testing.assert_close(found, module.eval()(pixels).detach())
+    looked = images.looked
+    assert torch.equal(image_states(Tower(module, module, "mine"), images, EVALUATION, cache=cache)[0], found)
+    assert images.looked == looked
+    image_states(Tower(module, module, "other"), images, EVALUATION, cache=cache)
+    assert images.looked > looked
 
 
 def test_a_digest_knows_every_weight_and_buffer():

@@ -10,7 +10,15 @@ from transformers import CLIPTextConfig, CLIPVisionConfig
 from hf_vlr.anchors import AnchorSelection
 from hf_vlr.data.source import ImageSource
 from hf_vlr.data.transforms import build_eval_transform
-from hf_vlr.evaluation.predictors import class_vectors, image_vectors, project, recognise, zero_shot
+from hf_vlr.evaluation.predictors import (
+    class_vectors,
+    image_vectors,
+    log_softmax,
+    project,
+    recognise,
+    text_logits,
+    zero_shot,
+)
 from hf_vlr.modeling import VLLTRConfig, VLLTRForImageClassification
 
 SMALL = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
@@ -63,6 +71,23 @@ def test_zero_shot_is_the_softmax_of_scaled_cosines():
     cosine = torch.cosine_similarity(features[:, None], vectors[None], dim=-1)
     np.testing.assert_allclose(found, (10 * cosine).log_softmax(-1), atol=1e-5)
     assert (found.argmax(1) == zero_shot(features, vectors, 0.1)["language"].argmax(1)).all()
+
+
+def test_text_logits_are_scaled_cosines_and_a_bias_in_any_pieces():
+    features, vectors = torch.randn(7, 4) * 5, normalize(torch.randn(3, 4), dim=-1)
+    cosine = torch.cosine_similarity(features[:, None], vectors[None], dim=-1)
+    found = text_logits(features, vectors, 10.0, -3.0, chunk=2)
+    np.testing.assert_allclose(found, 10 * cosine - 3, atol=1e-5)
+    np.testing.assert_allclose(found, text_logits(features, vectors, 10.0, -3.0), atol=1e-6)
+
+
+def test_log_softmax_goes_by_rows_and_leaves_log_probabilities():
+    scores = (torch.randn(9, 4) * 30).numpy()
+    once = log_softmax(scores, chunk=2)
+    np.testing.assert_allclose(once, torch.tensor(scores).log_softmax(-1), atol=1e-5)
+    np.testing.assert_allclose(log_softmax(once), once, atol=1e-5)
+    assert log_softmax(scores.astype(np.float16)).dtype == np.float32
+    assert log_softmax(scores.astype(np.float64)).dtype == np.float64
 
 
 def test_recognise_gives_each_branch_as_log_probabilities():

@@ -14,7 +14,11 @@ from hf_vlr.errors import Stopped, UserError
 COMMANDS = {
     "quickstart": ("hf_vlr.cli.quickstart", "The whole story on generated data: train, compare, predict."),
     "train": ("hf_vlr.cli.train", "Train what a recipe describes."),
-    "eval": ("hf_vlr.cli.evaluate", "Measure a trained model, by shot groups."),
+    "eval": ("hf_vlr.cli.evaluate", "Measure any classifier, or arrays of its scores, by shot groups."),
+    "compare": ("hf_vlr.cli.compare", "Runs side by side: what differs, and what is noise."),
+    "posthoc": ("hf_vlr.cli.posthoc", "Adjust predictions after training: priors, temperature, ensembles."),
+    "interpolate": ("hf_vlr.cli.interpolate", "Mix the weights of two models, as before and after fine-tuning."),
+    "protocol": ("hf_vlr.cli.protocol", "The papers' protocols: zero-shot, probes, retrieval, concepts, detection …"),
     "convert": ("hf_vlr.cli.convert", "Turn another project's checkpoint into a model of this one."),
     "curves": ("hf_vlr.cli.curves", "Draw the losses of runs over their steps."),
     "suite": ("hf_vlr.cli.suite", "Compare several runs over folds and seeds."),

@@ -105,6 +105,10 @@ class LazyScores(Mapping[str, npt.NDArray[Any]]):
             raise KeyError(name)
         return self.stored[name]
 
+    def __contains__(self, name: object) -> bool:
+        # a mapping's own would read the array
+        return name in self.names
+
     def __iter__(self) -> Iterator[str]:
         return iter(self.names)
 

@@ -6,6 +6,7 @@ Letters: `N` images, `C` classes, `S` sentences, `D` projection width.
 from collections.abc import Sequence
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 from torch.nn.functional import normalize
@@ -52,18 +53,16 @@ def recognise(classifier: VLLTRForImageClassification, features: Tensor, chunk: 
     """`fused`, `visual` and (with anchors) `language` log-probabilities of image features [N, D]."""
     training = classifier.training
     classifier.eval()
-    parts: dict[str, list[Tensor]] = {"fused": [], "visual": [], "language": []}
-    for part in features.split(chunk):
-        output = classifier(image_features=part.to(classifier.device))
-        parts["fused"].append(output.logits)
-        parts["visual"].append(output.visual_logits)
-        if output.language_logits is not None:
-            parts["language"].append(output.language_logits)
+    # one branch: the fusion is the visual branch itself
+    names = ("fused", "visual", "language") if classifier.config.num_anchors else ("visual",)
+    scores = {name: np.empty((len(features), classifier.config.num_labels), dtype=np.float32) for name in names}
+    for start in range(0, len(features), chunk):
+        output = classifier(image_features=features[start : start + chunk].to(classifier.device))
+        branches = {"fused": output.logits, "visual": output.visual_logits, "language": output.language_logits}
+        for name in names:
+            scores[name][start : start + chunk] = branches[name].float().log_softmax(-1).cpu().numpy()
     classifier.train(training)
-    if not parts["language"]:
-        # one branch: the fusion is the visual branch itself
-        del parts["language"], parts["fused"]
-    return {name: torch.cat(logits).float().log_softmax(-1).cpu().numpy() for name, logits in parts.items()}
+    return scores
 
 
 def class_vectors(
@@ -87,5 +86,24 @@ def class_vectors(
 
 def zero_shot(features: Tensor, vectors: Tensor, scale: float) -> Scores:
     """`language` log-probabilities of image features [N, D] against class vectors [C, D], τ = `scale`."""
-    logits = scale * normalize(features, dim=-1) @ vectors.t()
-    return {"language": logits.log_softmax(-1).numpy()}
+    return {"language": log_softmax(text_logits(features, vectors, scale))}
+
+
+def text_logits(
+    features: Tensor, vectors: Tensor, scale: float, bias: float = 0.0, chunk: int = 4096
+) -> npt.NDArray[np.float32]:
+    """τ cos(x, v_c) + b, float32 [N, C], of image features [N, D] and unit class vectors [C, D]; τ = `scale`."""
+    logits = np.empty((len(features), len(vectors)), dtype=np.float32)
+    for start in range(0, len(features), chunk):
+        part = scale * normalize(features[start : start + chunk], dim=-1) @ vectors.t() + bias
+        logits[start : start + chunk] = part.numpy()
+    return logits
+
+
+def log_softmax(scores: npt.NDArray[np.floating], chunk: int = 4096) -> npt.NDArray[np.floating]:
+    """log softmax of each row [N, C], `chunk` rows at a time; log-probabilities stay what they are."""
+    result = np.empty_like(scores, dtype=np.promote_types(scores.dtype, np.float32))
+    for start in range(0, len(scores), chunk):
+        part = torch.from_numpy(np.array(scores[start : start + chunk], dtype=result.dtype))
+        result[start : start + chunk] = part.log_softmax(-1).numpy()
+    return result

@@ -15,6 +15,7 @@ from hf_vlr.modeling import VLLTRForImageClassification
 from hf_vlr.training.anchor_choice import AnchorChoice
 from hf_vlr.training.context import Context
 from hf_vlr.training.contrast import encode_source
+from hf_vlr.training.explaining import attention_of
 from hf_vlr.training.feeding import contrast_batches, validation_batches
 from hf_vlr.training.joint_task import JointTask
 from hf_vlr.training.model_builder import build_dual_encoder
@@ -73,7 +74,8 @@ def fit_joint(context: Context, data: RunData) -> None:
             branches["visual"], branches["language"], data.validation.labels
         )
     summary["fusion_weight"] = model.config.fusion_weight
-    write_evaluation(context, data, scores, encoder.image_size, summary)
+    explain = attention_of(context, model, evaluation)
+    write_evaluation(context, data, scores, encoder.image_size, summary, explain)
     save_model(model, encoder.processor, context.folder)
 
 

@@ -31,8 +31,8 @@ class DataOptions:
     )
     texts: str | None = option(
         None,
-        "class texts, a+b joins: a JSONL, CSV or folder of .txt, captions, templates, clip-templates, own (the "
-        "dataset's), wiki:DIR, wordnet:LABELS, llm:FILE, taxonomy:FILE; null = automatic",
+        "class texts, a+b joins: a JSONL, CSV or folder of .txt, captions, templates, clip-templates[:1|7|80], own "
+        "(the dataset's), wiki:DIR, wordnet:LABELS, llm:FILE, taxonomy:FILE; null = automatic",
     )
     text_sampling: str = option(
         "uniform",
@@ -74,7 +74,10 @@ class DataOptions:
     cache_views: int = option(
         0, "views whose frozen-tower states are computed once, the first not augmented; 0 = off", low=0
     )
-    cache_dir: str | None = option(None, "folder that keeps those states for other runs; null = memory only")
+    cache_dir: str | None = option(
+        None,
+        "folder that keeps those states for other runs; null = memory only, or in hf-vlr eval the assets cache; off",
+    )
 
 
 @dataclass

@@ -28,6 +28,7 @@ from hf_vlr.randomness import seed_for
 from hf_vlr.rebalancing import ScaledClassifier, choose_scale, choose_tau, ncm_classifier, tau_classifier
 from hf_vlr.training.context import Context
 from hf_vlr.training.contrast import encode_source, unique_names
+from hf_vlr.training.explaining import attention_of
 from hf_vlr.training.feeding import epoch_keys, validation_batches
 from hf_vlr.training.loaders import Batch, StateBatches
 from hf_vlr.training.model_builder import DualEncoder, adapt_processor, load_dual_encoder
@@ -111,7 +112,8 @@ def fit_rebalance(context: Context, data: RunData) -> None:
             alpha = choose_fusion_weight(branches["visual"], branches["language"], validation.labels)
         summary["fusion_weight"] = model.config.fusion_weight = alpha
         data.corpus.save(context.folder / TEXTS_FILE)
-    write_evaluation(context, data, scores, encoder.image_size, summary)
+    explain = attention_of(context, model, evaluation)
+    write_evaluation(context, data, scores, encoder.image_size, summary, explain)
     save_model(model, encoder.processor, context.folder)
 
 

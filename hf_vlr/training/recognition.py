@@ -13,6 +13,7 @@ from hf_vlr.modeling import VLLTRConfig, VLLTRForImageClassification, VLLTRModel
 from hf_vlr.randomness import seed_for
 from hf_vlr.training.context import Context
 from hf_vlr.training.contrast import choose_anchors, encode_source, name_classes
+from hf_vlr.training.explaining import attention_of
 from hf_vlr.training.feeding import recognition_batches, validation_batches
 from hf_vlr.training.model_builder import DualEncoder, build_dual_encoder
 from hf_vlr.training.recognition_task import RecognitionTask
@@ -55,7 +56,8 @@ def fit_recognition(context: Context, data: RunData) -> None:
                 branches["visual"], branches["language"], data.validation.labels
             )
         summary["fusion_weight"] = model.config.fusion_weight
-    write_evaluation(context, data, scores, encoder.image_size, summary)
+    explain = attention_of(context, model, evaluation)
+    write_evaluation(context, data, scores, encoder.image_size, summary, explain)
     save_model(model, encoder.processor, context.folder)
 
 

@@ -3,29 +3,26 @@
 import os
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-
-import numpy as np
-import torch
 
 from hf_vlr.data.source import ImageSource
 from hf_vlr.disk import writing
 from hf_vlr.errors import UserError
-from hf_vlr.evaluation.document import metrics_document, write_metrics
-from hf_vlr.evaluation.metrics import per_class_table, write_text
-from hf_vlr.evaluation.predictions import METRICS_FILE, PREDICTIONS_FILE
+from hf_vlr.evaluation.explanation import Explain, make_examples
+from hf_vlr.evaluation.image_rows import image_rows
+from hf_vlr.evaluation.predictions import Predictions
 from hf_vlr.evaluation.predictors import Scores
-from hf_vlr.evaluation.table import render_table
+from hf_vlr.evaluation.protocol import RECIPE_FILE, protocol_of
+from hf_vlr.evaluation.record import record
+from hf_vlr.evaluation.text_file import write_text
 from hf_vlr.modeling.modeling_unicl import UniCLPreTrainedModel
-from hf_vlr.training.checkpoints import CHECKPOINTS, START_AGAIN, last_checkpoint, way_on
+from hf_vlr.training.checkpoints import CHECKPOINTS, last_checkpoint, way_on
 from hf_vlr.training.context import Context
-from hf_vlr.training.options import Recipe
+from hf_vlr.training.options import EvalOptions
 from hf_vlr.training.recipe import load_recipe, recipe_to_yaml
 from hf_vlr.training.run_data import RunData
 
-RECIPE_FILE = "recipe.yaml"
 TEXTS_FILE = "texts.jsonl"
 # keys that may differ between a run and its continuation: they change nothing that is computed
 FREE_KEYS = (
@@ -37,6 +34,7 @@ FREE_KEYS = (
     "train.save_every",
     "train.validate_every",
     "train.trackers",
+    "eval.report",
 )
 
 
@@ -89,106 +87,47 @@ def first_difference(before: Any, after: Any, prefix: str = "") -> str | None:
     return None
 
 
-@dataclass(frozen=True)
-class Measurement:
-    """What was measured: each predictor's log-probabilities [N, C] of a source, and what a reader must know.
-
-    train_counts: images per class [C] in training. image_size: pixels. training: what `Trainer.fit` returned.
-    """
-
-    source: ImageSource
-    scores: Scores
-    train_counts: np.ndarray
-    image_size: int
-    training: dict[str, Any]
-
-
 def write_evaluation(
     context: Context,
     data: RunData,
     scores: Callable[[ImageSource], Scores],
     image_size: int,
     training: dict[str, Any],
+    sentences: Explain | None = None,
 ) -> None:
     """Measure the recipe's splits: the first one named is the run's own `metrics.json`, others get a folder each.
 
-    `scores` gives each predictor's log-probabilities [N, C] of a source.
+    `scores` gives each predictor's log-probabilities [N, C] of a source, `sentences` what spoke for a class on each of
+    its images, for the report.
     """
-    counts = data.train.class_counts()
+    recipe, counts = context.recipe, data.train.class_counts()
     for number, source in enumerate(data.measured):
         folder = context.folder if number == 0 else context.folder / source.split
-        known = counts[: source.num_classes]
-        measured = Measurement(source, scores(source), known, image_size, training)
-        write_measurement(context.recipe, measured, folder, way_on(context.folder / CHECKPOINTS))
+        predictions = Predictions(
+            scores(source),
+            source.labels,
+            counts[: source.num_classes],
+            tuple(source.class_names),
+            protocol_of(recipe, source.split, image_size, training),
+            image_rows(source),
+        )
+        write_measurement(recipe.eval, predictions, source, folder, sentences, way_on(context.folder / CHECKPOINTS))
+    crops = recipe.eval.crops
+    if crops != "none":
+        print(f"measured on one view of each image; for the ensemble: hf-vlr eval {context.folder} eval.crops={crops}")
 
 
 def write_measurement(
-    recipe: Recipe, measured: Measurement, folder: Path | None, then: str = START_AGAIN
+    options: EvalOptions,
+    predictions: Predictions,
+    source: ImageSource,
+    folder: Path,
+    sentences: Explain | None,
+    then: str,
 ) -> dict[str, Any]:
-    """Print the table and return the metrics document; with a folder also write it, with per-class and raw scores.
-
-    Raises `UserError` that says `then` where the disk is full; `metrics.json` is last and whole, or missing.
-    """
-    source, counts, rule = measured.source, measured.train_counts, recipe.eval.rule
-    document = metrics_document(
-        measured.scores,
-        source.labels,
-        counts,
-        source.class_names,
-        rule,
-        protocol(recipe, source.split, measured.image_size, measured.training),
-    )
-    if folder is not None:
-        tables = {
-            name: per_class_table(values, source.labels, counts, source.class_names, rule)
-            for name, values in measured.scores.items()
-        }
-        with writing(folder / PREDICTIONS_FILE, then):
-            folder.mkdir(parents=True, exist_ok=True)
-            _write_scores(folder / PREDICTIONS_FILE, labels=source.labels, train_counts=counts, **measured.scores)
-        with writing(folder / METRICS_FILE, then):
-            write_metrics(folder, document, tables)
-    print(f"{source.split}: {len(source)} images")
-    print(render_table(document["predictors"]))
-    return document
-
-
-def _write_scores(path: Path, **arrays: np.ndarray) -> None:
-    partial = path.with_name(f".{path.name}")
-    try:
-        np.savez_compressed(partial, **arrays)
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
-
-
-def protocol(recipe: Recipe, split: str, image_size: int, training: dict[str, Any]) -> dict[str, Any]:
-    """What a reader must know before comparing the numbers with others."""
-    return {
-        "split": split if recipe.data.fold is None else f"{split} (fold {recipe.data.fold} of {recipe.data.folds})",
-        "resolution": image_size,
-        "test_time_augmentation": None,
-        "pretraining": pretraining(recipe),
-        "texts": recipe.data.texts or "the dataset's own" if recipe.model.language else None,
-        "seed": recipe.seed,
-        "source": recipe.data.source,
-        "task": recipe.task,
-        "training": training,
-        "device": device_note(),
-    }
-
-
-def pretraining(recipe: Recipe) -> str | None:
-    """What the towers had seen before this package trained them: both specs, or None where both were fresh.
-
-    A run that started from another one's folder inherits its answer.
-    """
-    options = recipe.model
-    if options.init is not None:
-        before = Path(options.init) / RECIPE_FILE
-        return pretraining(load_recipe(before)) if before.is_file() else options.init
-    specs = [options.vision_weights or options.vision, *([options.text] if options.language else [])]
-    return None if all(spec.startswith("scratch:") for spec in specs) else " + ".join(specs)
+    """Record predictions of a source, with examples where a report is written; an error of the disk says `then`."""
+    examples = make_examples(predictions, source, options.rule, sentences) if options.report else ()
+    return record(predictions, folder, options, examples, then=then)
 
 
 def save_model(model: UniCLPreTrainedModel, processor: Any, folder: Path) -> None:
@@ -203,10 +142,3 @@ def save_model(model: UniCLPreTrainedModel, processor: Any, folder: Path) -> Non
                 os.replace(file, folder / file.name)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
-
-
-def device_note() -> str:
-    """Where a run was computed, in words."""
-    if torch.cuda.is_available():
-        return torch.cuda.get_device_name()
-    return f"CPU, {torch.get_num_threads()} threads"

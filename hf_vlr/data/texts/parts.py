@@ -25,11 +25,12 @@ def part_rows(part: str, class_names: Sequence[str]) -> Iterator[TextRow] | None
     """The sentences that a part of `data.texts` names, for classes in this order; None where it is a plain path.
 
     Parts: `wiki:DIR`, `wiki-original:DIR`, `wordnet:LABELS` (`wordnet` where class names hold WordNet ids),
-    `llm:FILE`, `taxonomy:FILE`, `clip-templates`. Raises `UserError` for a part without its file, and as its reader.
+    `llm:FILE`, `taxonomy:FILE`, `clip-templates` (all 80), `clip-templates:1`, `clip-templates:7`. Raises `UserError`
+    for a part without its file, and as its reader.
     """
-    if part == "clip-templates":
-        return clip_template_rows(class_names)
     kind, _, place = part.partition(":")
+    if kind == "clip-templates":
+        return clip_template_rows(class_names, template_count(place))
     if kind not in READERS:
         return None
     what, reader = READERS[kind]
@@ -40,3 +41,10 @@ def part_rows(part: str, class_names: Sequence[str]) -> Iterator[TextRow] | None
     if part == "wordnet":
         return wordnet_rows(None, class_names)
     raise UserError(f"data.texts={part} needs its place: {kind}:{what}")
+
+
+def template_count(text: str) -> int:
+    """How many of CLIP's templates `clip-templates:TEXT` asks for, "" for all 80."""
+    if text not in ("", "1", "7", "80"):
+        raise UserError(f"clip-templates:{text}: there are 1, 7 and 80 templates")
+    return int(text or 80)

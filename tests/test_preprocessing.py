@@ -1,0 +1,94 @@
+"""Transforms read from image processors give the processors' own pixels."""
+
+import importlib.util
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torchvision.transforms import v2
+from transformers import (
+    AutoImageProcessor,
+    BlipImageProcessor,
+    CLIPImageProcessor,
+    ConvNextImageProcessor,
+    DeiTImageProcessor,
+    SiglipImageProcessor,
+    ViTImageProcessor,
+)
+from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
+
+from hf_vlr.errors import UserError
+from hf_vlr.evaluation.preprocessing import ProcessorTransform, transform_of
+
+SQUARE = {"height": 32, "width": 32}
+PROCESSORS = {
+    "clip": CLIPImageProcessor(size={"shortest_edge": 32}, crop_size=SQUARE),
+    "clip, odd margin": CLIPImageProcessor(size={"shortest_edge": 37}, crop_size=SQUARE),
+    "clip by Pillow": CLIPImageProcessorPil(size={"shortest_edge": 37}, crop_size=SQUARE),
+    "siglip": SiglipImageProcessor(size=SQUARE),
+    "vit": ViTImageProcessor(size=SQUARE, image_mean=[0.1, 0.2, 0.3]),
+    "vit, other scale": ViTImageProcessor(size=SQUARE, rescale_factor=1 / 127.5, image_mean=[1.0] * 3),
+    "vit, not normalised": ViTImageProcessor(size=SQUARE, do_normalize=False),
+    "deit": DeiTImageProcessor(size={"height": 40, "width": 40}, crop_size=SQUARE),
+    "convnext": ConvNextImageProcessor(size={"shortest_edge": 32}),
+    "convnext, large": ConvNextImageProcessor(size={"shortest_edge": 384}),
+    "blip": BlipImageProcessor(size=SQUARE),
+}
+
+
+def photos() -> list[Image.Image]:
+    rng = np.random.default_rng(3)
+    return [
+        Image.fromarray(rng.integers(0, 256, (*size, 3), dtype=np.uint8)) for size in ((50, 81), (64, 64), (133, 40))
+    ]
+
+
+@pytest.mark.parametrize("name", PROCESSORS)
+def test_a_transform_gives_the_processors_own_pixels(name):
+    processor = PROCESSORS[name]
+    transform, side = transform_of(processor)
+    assert isinstance(transform, v2.Compose)
+    assert side == (384 if "large" in name else 32)
+    for photo in photos():
+        expected = processor(images=photo, return_tensors="pt")["pixel_values"][0]
+        torch.testing.assert_close(transform(photo), expected, atol=1e-4, rtol=0)
+
+
+def test_what_no_transform_can_say_is_left_to_the_processor():
+    class Inverted(CLIPImageProcessor):
+        def rescale_and_normalize(self, images: torch.Tensor, *settings) -> torch.Tensor:
+            return -super().rescale_and_normalize(images, *settings)
+
+    processor = Inverted(size={"shortest_edge": 32}, crop_size=SQUARE)
+    transform, side = transform_of(processor)
+    assert isinstance(transform, ProcessorTransform)
+    assert side == 32
+    photo = photos()[0]
+    expected = processor(images=photo, return_tensors="pt")["pixel_values"][0]
+    assert torch.equal(transform(photo), expected)
+    # in a cache it goes by its settings
+    other = Inverted(size={"shortest_edge": 33}, crop_size=SQUARE)
+    assert repr(transform) == repr(ProcessorTransform(Inverted(size={"shortest_edge": 32}, crop_size=SQUARE)))
+    assert repr(transform) != repr(ProcessorTransform(other))
+
+
+def test_pictures_of_many_sizes_are_refused():
+    with pytest.raises(UserError, match="not give pictures of one size"):
+        transform_of(ViTImageProcessor(do_resize=False))
+
+
+def test_timms_own_transform_is_taken(tmp_path):
+    folder = load_foreign().save_timm(tmp_path, ["a", "b"])
+    processor = AutoImageProcessor.from_pretrained(folder)
+    transform, side = transform_of(processor)
+    assert (transform, side) == (processor.val_transforms, 32)
+
+
+def load_foreign() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("foreign", Path(__file__).with_name("foreign.py"))
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
