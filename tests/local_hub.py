@@ -77,9 +77,9 @@ class Repo:
 class LocalHub:
     """`with LocalHub(folder) as hub`: a running Hub that keeps its files in `folder`.
 
-    tokens: by token, the names under which it may write, the user's own first. `repos` and `requests` (method, path)
-    are for looking at; `fail` makes it misbehave; `environment` is what a client's process needs before it imports
-    huggingface_hub.
+    tokens: by token, the names under which it may write, the user's own first. `repos`, `requests` (method, path) and
+    `received` (digests of large files that came in) are for looking at; `fail` makes it misbehave; `environment` is
+    what a client's process needs before it imports huggingface_hub.
     """
 
     def __init__(self, folder: Path, tokens: Mapping[str, tuple[str, ...]] | None = None) -> None:
@@ -87,6 +87,7 @@ class LocalHub:
         self.tokens = dict(tokens or {"hf_good": ("ann", "org")})
         self.repos: dict[tuple[str, str], Repo] = {}
         self.requests: list[tuple[str, str]] = []
+        self.received: list[str] = []
         self.lock = threading.RLock()
         self._failures: list[list[Any]] = []
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), type("BoundHandler", (Handler,), {"hub": self}))
@@ -282,7 +283,7 @@ class Handler(BaseHTTPRequestHandler):
     def receive_object(self, oid: str) -> None:
         if hashlib.sha256(self.body).hexdigest() != oid:
             raise Refusal(400, "the content is another than announced")
-        self.hub.store(self.body, True)
+        self.hub.received.append(self.hub.store(self.body, True).sha256)
         self.send(200)
 
     def resolve(self, repo: Repo, revision: str, path: str) -> None:

@@ -34,6 +34,8 @@ PUSH = """
 import sys
 from hf_vlr.data.publishing import push_dataset
 from hf_vlr.errors import UserError
+from hf_vlr.hub import connection
+connection.WAITS = (0.05, 0.05, 0.05)
 for line in sys.stdin:
     repository, folder, token, private = line.split()
     try:
@@ -48,6 +50,7 @@ name = sys.argv[1]
 whole = datasets.load_dataset(name)
 texts = datasets.load_dataset(name, "texts", split="train")
 stream = datasets.load_dataset(name, split="train", streaming=True)
+texts_stream = datasets.load_dataset(name, "texts", split="train", streaming=True)
 ours = hf_vlr.load_dataset(name, "texts", split="train")
 print(json.dumps({
     "rows": {split: len(rows) for split, rows in whole.items()},
@@ -56,7 +59,9 @@ print(json.dumps({
     "pixel": whole["test"][0]["image"].getpixel((0, 0)),
     "texts": texts["text"][:],
     "stream": [[row["label"], row["image"].size] for row in stream],
-    "same": ours[:] == texts[:],
+    "same": ours[:] == texts[:] and list(texts_stream) == list(texts)
+    and list(hf_vlr.load_dataset(name, "texts", split="train", streaming=True)) == list(texts),
+    "licenses": texts["license"][:],
 }))
 """
 
@@ -141,6 +146,7 @@ def test_both_configs_come_back_and_a_second_push_replaces_the_first(hub, built,
     assert found["texts"] == ["Sentence 0.", "Sentence 1."]
     assert found["stream"] == [[label, [40, 30]] for label in [0] * 6 + [1] * 4 + [2] * 2]
     assert found["same"]
+    assert found["licenses"] == ["CC0-1.0"] * 2
 
     changed = build_longtail(make_manifest(tmp_path / "source", (3, 2, 1), 3), tmp_path / "new", num_proc=1)
     train = changed / "data" / "train-00000-of-00001.parquet"
@@ -165,13 +171,14 @@ def test_both_configs_come_back_and_a_second_push_replaces_the_first(hub, built,
 @pytest.mark.slow
 def test_a_hub_in_trouble_is_asked_again_and_nothing_is_uploaded_twice(hub, built, tmp_path):
     hub.fail("POST /api/datasets/org/toy/preupload", 503, times=2)
-    hub.fail("POST /api/datasets/org/toy/commit", 503)
+    hub.fail("POST /api/datasets/org/toy/commit", 503, times=4)
     first, second = push(hub, tmp_path / "home", *[f"org/toy {built} - public"] * 2)
     again = "start again later: what is uploaded is not uploaded twice"
     assert first == f"UserError: org/toy: the Hub is in trouble (503); {again}"
     assert second.startswith(f"{hub.endpoint}/datasets/org/toy/commit/")
     assert uploads(hub) == 3
-    assert sum("/preupload/" in path for _, path in hub.requests) == 3 + 1
+    # two failures, four attempts, and the second push
+    assert sum("/preupload/" in path for _, path in hub.requests) == 2 + 4 + 1
     assert len(hub.repos["datasets", "org/toy"].commits) == 2
 
 
@@ -232,12 +239,14 @@ def test_a_build_is_pushed_by_one_command(hub, tmp_path):
         for index in range(8):
             Image.fromarray(rng.integers(0, 256, (20, 20, 3), dtype=np.uint8)).save(folder / f"{index}.png")
     out, words = str(tmp_path / "out"), ["--source-dir", str(tmp_path / "clips"), "size=16", "num_proc=1"]
-    hub.fail("/commit/", 500)
+    hub.fail("/commit/", 413)
     words = command_line(*words, "--out", out, "--push-to-hub", "org/clips", "--private")
     broken = client(hub, tmp_path / "home", *words)
     assert broken.returncode == 2
     assert broken.stdout.startswith(f"written to {out}\nsplit train  16 images\n")
-    assert broken.stderr.splitlines()[-1].startswith("error: org/clips: the Hub is in trouble (500); start again later")
+    assert broken.stderr.splitlines()[-1] == (
+        "error: org/clips: the upload is larger than the Hub takes; build it with size=, or in more shards"
+    )
     done = client(hub, tmp_path / "home", *words)
     assert done.returncode == 0, done.stderr
     repo = hub.repos["datasets", "org/clips"]
