@@ -9,11 +9,12 @@ import numpy as np
 
 from hf_vlr.data.source import ImageSource
 from hf_vlr.errors import UserError
+from hf_vlr.evaluation.caching import evaluation_cache
 from hf_vlr.evaluation.crops import crop_views, ensemble
 from hf_vlr.evaluation.explanation import make_examples
 from hf_vlr.evaluation.image_rows import image_rows
 from hf_vlr.evaluation.predictions import Predictions, read_predictions
-from hf_vlr.evaluation.protocol import RECIPE_FILE, protocol_of
+from hf_vlr.evaluation.protocol import NO_SPLIT, RECIPE_FILE, stated_of
 from hf_vlr.evaluation.record import record
 from hf_vlr.evaluation.subject import Subject
 from hf_vlr.evaluation.subjects import open_subject
@@ -46,6 +47,8 @@ def evaluate_checkpoint(
     (`evaluation_cache`). Raises `UserError` for a model that cannot be read and for classes that it does not know.
     """
     recipe = recipe_of(model_dir, overrides)
+    if not recipe.eval.splits:
+        raise UserError(NO_SPLIT)
     before = read_predictions(reference) if reference else None
     if before is not None and len(recipe.eval.splits) > 1:
         raise UserError(f"a reference is of one split; choose one of {', '.join(recipe.eval.splits)} with --split")
@@ -79,8 +82,6 @@ def predict(subject: Subject, recipe: Recipe, source: ImageSource) -> Prediction
     counts = subject.train_counts()
     if counts is None:
         counts = np.zeros(source.num_classes, dtype=np.int64) if train() is None else train().class_counts()
-    stated = protocol_of(recipe, source.split, subject.image_size, {}, views.cost) | subject.protocol()
-    if not (Path(subject.location) / RECIPE_FILE).is_file():
-        # from elsewhere: what it had seen goes by its name, and no seed of ours made it
-        stated |= {"pretraining": subject.location, "seed": None, "task": subject.task}
-    return Predictions(scores, source.labels, counts, tuple(source.class_names), stated, image_rows(source))
+    stated = stated_of(subject.location, recipe, source.split, subject.image_size, views.cost) | subject.protocol()
+    rows = image_rows(source, evaluation_cache(recipe.data).folder)
+    return Predictions(scores, source.labels, counts, tuple(source.class_names), stated, rows)

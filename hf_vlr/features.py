@@ -20,7 +20,8 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
-from hf_vlr.data.images import SelectedImages, identity_of
+from hf_vlr.contents import content_of
+from hf_vlr.data.images import SelectedImages
 from hf_vlr.data.workers import lost_connection, obey_parent_only, worker_errors
 from hf_vlr.disk import writing
 from hf_vlr.modeling import UniCLModel
@@ -85,10 +86,10 @@ class View(Dataset):
         with torch_seeded(0, self.number, index, "view"):
             return self.augmentation(self.images[index])
 
-    def identity(self) -> str:
-        """What the view's pixels depend on."""
+    def identity(self, folder: Path | None = None) -> str:
+        """What the view's pixels depend on; `folder` remembers digests of the images."""
         transform = self.augmentation if self.number else self.evaluation
-        return f"{identity_of(self.images)} view {self.number} {transform!r}"
+        return f"{content_of(self.images, folder)} view {self.number} {transform!r}"
 
 
 class Tower:
@@ -181,15 +182,15 @@ def image_states(
         view = View(base, evaluation, augmentation, number)
         compute = partial(_encode_view, tower, view, batch_size, workers, f"{note}, view {number + 1} of {views}")
         # view by view, so that an evaluation finds the view that training has made
-        key = partial(_view_key, tower, view)
+        key = partial(_view_key, tower, view, cache.folder if cache is not None else None)
         states.append(cache.get(key, compute) if cache is not None else compute())
     # one view is not copied: the logits of a large classifier fill a good part of the memory
     stacked = states[0][None] if views == 1 else torch.stack(states)
     return stacked if rows is None else stacked[:, rows]
 
 
-def _view_key(tower: Tower, view: View) -> list[str]:
-    return ["images", *tower.key, view.identity()]
+def _view_key(tower: Tower, view: View, folder: Path | None) -> list[str]:
+    return ["images", *tower.key, view.identity(folder)]
 
 
 def _encode_view(tower: Tower, view: View, batch_size: int, workers: int, note: str) -> Tensor:

@@ -74,6 +74,19 @@ class LongTailAccuracy(evaluate.Metric):
             ],
         )
 
+    def add_batch(self, *, predictions: Any = None, references: Any = None, **more: Any) -> None:
+        """Add images. Raises `UserError` where there are none."""
+        for noun, values in (("predictions", predictions), ("references", references)):
+            if values is not None and len(values) == 0:
+                raise UserError(f"no images: {noun} are empty; give one prediction and one reference for each image")
+        super().add_batch(predictions=predictions, references=references, **more)
+
+    def compute(self, *, predictions: Any = None, references: Any = None, **more: Any) -> dict[str, float] | None:
+        """The numbers of the images given here and added before. Raises `UserError` where there are none."""
+        if predictions is None and references is None and self.writer is None:
+            raise UserError("no images: give compute() predictions and references, or add some before")
+        return super().compute(predictions=predictions, references=references, **more)
+
     def _compute(
         self,
         predictions: npt.ArrayLike,
@@ -83,7 +96,7 @@ class LongTailAccuracy(evaluate.Metric):
     ) -> dict[str, float]:
         if train_counts is None:
             raise UserError("train_counts is missing: give compute() the training images of each class")
-        scores, labels = np.asarray(predictions), _classes(references, "references")
+        labels, scores = _classes(references, "references"), _numbers(predictions, "predictions")
         scores = scores if scores.ndim == 2 else _classes(scores, "predictions")
         return flat(evaluate_predictions(scores, labels, np.asarray(train_counts), rule))
 
@@ -96,8 +109,20 @@ def flat(entry: dict[str, Any]) -> dict[str, float]:
 
 
 def _classes(values: npt.ArrayLike, noun: str) -> npt.NDArray[np.int64]:
-    numbers = np.asarray(values)
-    classes = numbers.astype(np.int64)
-    if (classes != numbers).any():
-        raise UserError(f"{noun} must be class ids, whole numbers, or predictions one list of scores for each image")
-    return classes
+    numbers = _numbers(values, noun)
+    # a number that is none has no whole part either
+    if not np.isfinite(numbers).all() or (numbers != np.floor(numbers)).any():
+        raise _unfit(noun)
+    return numbers.astype(np.int64)
+
+
+def _numbers(values: npt.ArrayLike, noun: str) -> npt.NDArray[Any]:
+    try:
+        return np.asarray(values)
+    except ValueError as error:
+        # rows of different lengths
+        raise _unfit(noun) from error
+
+
+def _unfit(noun: str) -> UserError:
+    return UserError(f"{noun} must be class ids, whole numbers, or predictions one list of scores for each image")

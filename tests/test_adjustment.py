@@ -1,54 +1,41 @@
 """Post-hoc methods on predictions: chains, what they are told by, what may be tuned on, and the command."""
 
-import csv
-import json
-import subprocess
+import importlib.util
 import sys
 from dataclasses import replace
+from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import pytest
-from click.testing import CliRunner
 
-from hf_vlr.cli.posthoc import command
 from hf_vlr.errors import UserError
-from hf_vlr.evaluation.adjustment import Material, Step, adjust, check_apart, main_predictor, parse_steps
-from hf_vlr.evaluation.predictions import Predictions, read_predictions, write_predictions
+from hf_vlr.evaluation.adjustment import Material, Step, adjust
+from hf_vlr.evaluation.apart import check_apart
+from hf_vlr.evaluation.learnt_shares import stated_by
+from hf_vlr.evaluation.main_predictor import main_of, main_predictor, steps_done
 from hf_vlr.posthoc import em_prior, ensembling, label_bias, logit_adjustment, prior_correction, tau_norm, temperature
 
-COUNTS = np.array([200, 60, 12, 3, 0])
-SHARES = np.maximum(COUNTS, 1) / np.maximum(COUNTS, 1).sum()
+
+def _neighbour(name: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(name, Path(__file__).with_name(f"{name}.py"))
+    module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
-def predictions(seed: int = 0, rows: int = 120, split: str = "test", name: str = "visual", **changes) -> Predictions:
-    """A model that has learnt `COUNTS`, on about balanced images."""
-    generator = np.random.default_rng(seed)
-    labels = np.arange(rows) % 5
-    logits = 2.0 * (generator.normal(size=(rows, 5)) + 2.5 * np.eye(5)[labels] + np.log(SHARES))
-    protocol = {"split": split, "source": "toys"}
-    known = Predictions({name: logits}, labels, COUNTS, tuple("abcde"), protocol)
-    return replace(known, **changes)
-
-
-def zero_shot(seed: int, labels: np.ndarray) -> Predictions:
-    logits = np.random.default_rng(seed).normal(size=(len(labels), 5)) + 2 * np.eye(5)[labels] + [1, 0, 0, 0, -1]
-    return Predictions({"all texts": logits}, labels, COUNTS, tuple("abcde"), {"split": "test"})
-
-
-TEST, VALIDATION = predictions(0), predictions(1, rows=80, split="validation")
-BOTH = Material(TEST, zero_shot(2, TEST.labels)), Material(VALIDATION, zero_shot(3, VALIDATION.labels))
-
-
-def steps_of(text: str) -> list[Step]:
-    return parse_steps(text.split())
-
-
-def applied(text: str, tuned: bool = True, **how):
-    return adjust(BOTH[0], steps_of(text), BOTH[1] if tuned else None, **how)
-
-
-def last(adjusted) -> np.ndarray:
-    return list(adjusted.predictions.scores.values())[-1]
+toys = _neighbour("adjusted_toys")
+COUNTS = toys.COUNTS
+SHARES = toys.SHARES
+ROOTS = toys.ROOTS
+TEST = toys.TEST
+VALIDATION = toys.VALIDATION
+BOTH = toys.BOTH
+predictions = toys.predictions
+zero_shot = toys.zero_shot
+steps_of = toys.steps_of
+applied = toys.applied
+last = toys.last
 
 
 def test_words_become_steps():
@@ -83,6 +70,7 @@ def test_every_method_is_the_one_of_its_module():
     expected = {
         "logit-adjustment tau=0.5": logit_adjustment.adjusted(z, COUNTS, 0.5),
         "prior-correction prior=backward-10": prior_correction.to_prior(z, SHARES, backward),
+        "em learnt=sqrt": prior_correction.to_prior(z, ROOTS, em_prior.estimate(z, ROOTS).prior),
         "prior-correction prior=train learnt=uniform": prior_correction.to_prior(z, np.ones(5), SHARES),
         "em": prior_correction.to_prior(z, SHARES, shares),
         "temperature t=2.5": temperature.scaled(z, 2.5),
@@ -90,7 +78,7 @@ def test_every_method_is_the_one_of_its_module():
         "temperature criterion=balanced-nll": temperature.scaled(z, temperature.fit(held, VALIDATION.labels, True)),
         "ensemble weight=0.3": ensembling.mixed(z, other, 0.3),
         "ensemble weight=0.3 space=logit": ensembling.mixed(z, other, 0.3, "logit"),
-        "gla": ensembling.generalised_logit_adjustment(z, other, COUNTS, bias),
+        "gla": ensembling.generalised_logit_adjustment(z, other, SHARES, bias),
     }
     for text, scores in expected.items():
         adjusted = applied(text)
@@ -156,6 +144,81 @@ def test_em_on_few_images_is_warned_of():
     few = replace(TEST.with_scores({"visual": TEST.scores["visual"][:40]}), labels=TEST.labels[:40])
     assert adjust(Material(few), steps_of("em")).warnings == ("em estimated 5 shares from 40 images: they are noisy",)
     assert applied("em").warnings == ()
+    # ten of each class are few, too
+    ten = replace(TEST.with_scores({"visual": TEST.scores["visual"][:50]}), labels=TEST.labels[:50])
+    assert adjust(Material(ten), steps_of("em")).warnings == ("em estimated 5 shares from 50 images: they are noisy",)
+
+
+@pytest.mark.parametrize(
+    ("stated", "power"),
+    [
+        ({"sampler": "instance"}, 1.0),
+        ({"sampler": "sqrt", "logit_adjustment": 0.0, "reweight": "none"}, 0.5),
+        ({"sampler": "class-balanced"}, 0.0),
+        ({"sampler": "over"}, 0.0),
+        ({"sampler": "instance", "logit_adjustment": 1.0}, 0.0),
+        ({"sampler": "sqrt", "logit_adjustment": 1.0}, -0.5),
+        ({"sampler": "instance", "reweight": "inverse"}, 0.0),
+    ],
+)
+def test_the_shares_that_scores_have_learnt_follow_from_the_training(stated, power):
+    """The best scores of a known world, trained as stated, are freed of what they have learnt by π^power."""
+    assert stated_by(stated).doubt is None
+    assert stated_by(stated).power == power
+    drawn = {"instance": SHARES, "sqrt": ROOTS}.get(stated["sampler"], np.full(5, 0.2))
+    drawn = drawn / (SHARES if stated.get("reweight") == "inverse" else 1.0)
+    likelihood = np.random.default_rng(0).normal(size=(120, 5))
+    trained = likelihood + np.log(drawn) - stated.get("logit_adjustment", 0.0) * np.log(SHARES)
+    made = replace(TEST.with_scores({"visual": trained}), protocol=TEST.protocol | stated)
+    found = adjust(Material(made), steps_of("prior-correction prior=uniform"))
+    np.testing.assert_allclose(last(found), temperature.scaled(likelihood, 1.0), atol=1e-12)
+    assert found.warnings == ()
+    told = found.predictions.protocol["posthoc"]["steps"][0]["learnt"]
+    again = adjust(Material(made), steps_of(f"prior-correction prior=uniform learnt={told}"))
+    np.testing.assert_array_equal(last(again), last(found))
+
+
+@pytest.mark.parametrize(
+    "stated",
+    [
+        {},
+        {"sampler": None},
+        {"sampler": "progressive"},
+        {"sampler": "sqrt", "reweight": "class-balanced"},
+        {"sampler": "sqrt", "task": "rebalance"},
+    ],
+)
+@pytest.mark.parametrize("text", ["em", "prior-correction prior=uniform", "gla"])
+def test_shares_that_are_not_known_are_said_to_be_guessed(stated, text):
+    made = replace(TEST, protocol={"split": "test"} | stated)
+    material = Material(made, BOTH[0].zero_shot)
+    found = adjust(material, steps_of(text), BOTH[1])
+    assert len(found.warnings) == 1
+    assert "say learnt=train, sqrt or uniform" in found.warnings[0]
+    np.testing.assert_array_equal(last(found), last(applied(text)))
+    assert adjust(material, steps_of(f"{text} learnt=train"), BOTH[1]).warnings == ()
+
+
+def test_a_tau_given_by_hand_stays_and_is_doubted_where_training_has_balanced():
+    made = Material(replace(TEST, protocol=TEST.protocol | {"sampler": "sqrt"}))
+    found = adjust(made, steps_of("logit-adjustment tau=1"))
+    np.testing.assert_array_equal(last(found), logit_adjustment.adjusted(TEST.scores["visual"], COUNTS, 1.0))
+    (warning,) = found.warnings
+    assert "tau=0.5" in warning
+    assert adjust(made, steps_of("logit-adjustment tau=0.5")).warnings == ()
+    assert applied("logit-adjustment tau=1", tuned=False).warnings == ()
+
+
+def test_a_trained_branch_is_not_zero_shot():
+    made = [
+        Material(one.with_scores(dict.fromkeys(("fused", "visual", "language"), one.scores["visual"])))
+        for one in (TEST, VALIDATION)
+    ]
+    found = adjust(made[0], steps_of("gla with=language"), made[1])
+    assert "language is a trained branch, not a zero-shot model" in found.warnings[0]
+    other = [Material(BOTH[i].predictions, made[i].predictions) for i in range(2)]
+    assert "trained branch" in adjust(other[0], steps_of("gla with=language"), other[1]).warnings[0]
+    assert applied("gla").warnings == ()
 
 
 def test_em_needs_no_labels():
@@ -222,6 +285,55 @@ def test_a_step_that_lacks_something_says_what(text, said):
     assert "\n" not in str(caught.value)
 
 
+def test_what_an_earlier_call_has_taken_out_is_known():
+    once = applied("logit-adjustment tau=1", tuned=False).predictions
+    name = "visual + logit-adjustment"
+    for text, said in (
+        ("logit-adjustment tau=1", "which logit-adjustment has taken out of the scores: keep one"),
+        ("em", "say which they have, as in learnt=uniform"),
+        ("tau-norm tau=1", "comes first"),
+    ):
+        with pytest.raises(UserError, match=said):
+            adjust(Material(once), steps_of(text))
+    # the untouched predictor has not been adjusted
+    again = adjust(Material(once), steps_of("logit-adjustment tau=1"), predictor="visual")
+    np.testing.assert_array_equal(last(again), once.scores[name])
+    # nor does a step between hide it
+    cooler = adjust(Material(once), steps_of("temperature t=2")).predictions
+    with pytest.raises(UserError, match="keep one"):
+        adjust(Material(cooler), steps_of("logit-adjustment tau=1"))
+    assert [step["method"] for step in steps_done(cooler.protocol, f"{name} + temperature")] == [
+        "logit-adjustment",
+        "temperature",
+    ]
+
+
+def test_the_main_predictor_is_the_last_step_else_the_fused_one():
+    once = applied("logit-adjustment tau=1 temperature t=2", tuned=False).predictions
+    assert main_predictor(once) == "visual + logit-adjustment + temperature"
+    assert main_predictor(replace(once, protocol={})) == "visual"
+    assert main_of(["visual", "language"], {}) == "language"
+    assert main_of(["visual", "fused"], {}) == "fused"
+    assert main_of(["mine", "other"], {}) == "mine"
+    assert main_of(["visual"], once.protocol) == "visual"
+    assert main_of(["visual", "fused"], {"posthoc": "damaged"}) == "fused"
+    assert steps_done(once.protocol, "visual") == []
+    with pytest.raises(UserError, match=r"has no predictor visual \+ logit-adjustment .*--predictor"):
+        adjust(Material(once), steps_of("temperature"), Material(VALIDATION))
+
+
+@pytest.mark.parametrize("text", ["temperature t=1e-300", "temperature t=1e9", "temperature t=0", "temperature t=-1"])
+def test_temperatures_that_numbers_cannot_hold(text):
+    with pytest.raises(UserError, match=r"between 0\.001 and 1000"):
+        applied(text)
+
+
+@pytest.mark.parametrize("text", ["logit-adjustment tau=1e308", "logit-adjustment tau=0,-1e308"])
+def test_powers_that_numbers_cannot_hold(text):
+    with pytest.raises(UserError, match="at most 100"):
+        applied(text)
+
+
 def test_class_shares_that_are_named_may_follow():
     both = applied("logit-adjustment tau=1 prior-correction prior=train learnt=uniform", tuned=False)
     plain = logit_adjustment.adjusted(TEST.scores["visual"], COUNTS, 0.0)
@@ -245,6 +357,20 @@ def test_nothing_is_tuned_on_what_is_reported():
     ):
         with pytest.raises(UserError, match="are among the reported ones: nothing is tuned on what is reported"):
             adjust(Material(TEST), steps, Material(tuning))
+
+
+def test_the_same_images_in_another_precision_are_found():
+    there = {"protocol": {}, "scores": {"visual": TEST.scores["visual"].astype(np.float16)}}
+    with pytest.raises(UserError, match="120 of the 120 tuning images are among the reported ones"):
+        adjust(Material(TEST), steps_of("temperature"), Material(replace(TEST, **there)))
+
+
+def test_equal_labels_are_warned_of():
+    others = predictions(9, split="validation")
+    (warning,) = adjust(Material(TEST), steps_of("temperature"), Material(others)).warnings
+    assert "the same labels in the same order" in warning
+    known = replace(TEST, rows=named(120)), replace(others, rows=named(120, 120))
+    assert adjust(Material(known[0]), steps_of("temperature"), Material(known[1])).warnings == ()
 
 
 def test_images_that_have_names_are_told_apart_by_them():
@@ -277,135 +403,5 @@ def test_arrays_that_do_not_fit():
     other = other.with_scores({"visual": VALIDATION.scores["visual"][:, :4]})
     with pytest.raises(UserError, match="the tuning images have 4 classes, the reported ones 5"):
         adjust(Material(TEST), steps_of("temperature"), Material(other))
-    with pytest.raises(UserError, match="no predictor to adjust"):
+    with pytest.raises(UserError, match="there is no predictor"):
         main_predictor(TEST.with_scores({}))
-
-
-@pytest.fixture
-def folders(tmp_path):
-    """An evaluation each of test and validation images, of a model and of a zero-shot one."""
-    for name, of in (("a", (TEST, VALIDATION)), ("z", tuple(one.zero_shot for one in BOTH))):
-        for split, made in zip(("test", "validation"), of):
-            write_predictions(tmp_path / name / split / "predictions.npz", made)
-            (tmp_path / name / split / "metrics.json").write_text(json.dumps({"protocol": {"split": split}}))
-    return tmp_path
-
-
-def invoke(*words) -> str:
-    result = CliRunner().invoke(command, [*map(str, words), "eval.resamples=0"])
-    if result.exception is not None and not isinstance(result.exception, SystemExit):
-        raise result.exception
-    assert result.exit_code == 0, result.output
-    return result.output
-
-
-def test_the_command_prints_and_writes(folders):
-    out = folders / "out"
-    said = invoke(
-        folders / "a/test", "--tune", folders / "a/validation", "logit-adjustment", "em", "learnt=uniform",
-        "--out", out, "eval.report=false", "eval.rule=custom:50,10",
-    )  # fmt: skip
-    lines = said.splitlines()
-    assert lines[0].startswith("logit-adjustment: tau=")
-    assert "on validation (80 images)" in lines[0]
-    assert lines[1].startswith("em: learnt=uniform, iterations=")
-    # a narrow terminal shows the table in pieces
-    starts = list(dict.fromkeys(line.split("  ")[0].strip() for line in lines if line.startswith(" visual")))
-    assert starts == ["visual", "visual + logit-adjustment", "visual + logit-adjustment + em"]
-    assert lines[-1] == f"written to {out}"
-    document = json.loads((out / "metrics.json").read_text())
-    assert list(document["predictors"]) == starts
-    assert document["protocol"]["posthoc"]["steps"][0]["tuned"]["split"] == "validation"
-    assert document["protocol"]["rule"]["name"] == "custom:50,10"
-    written = read_predictions(out)
-    expected = adjust(Material(TEST), steps_of("logit-adjustment em learnt=uniform"), Material(VALIDATION))
-    for name, scores in expected.predictions.scores.items():
-        np.testing.assert_array_equal(written.scores[name], scores)
-    rows = list(csv.DictReader((out / "em_prior.csv").open()))
-    assert [row["class_name"] for row in rows] == list("abcde")
-    np.testing.assert_allclose([float(row["train_share"]) for row in rows], SHARES)
-    np.testing.assert_allclose([float(row["estimated_share"]) for row in rows], expected.priors[starts[2]])
-
-
-def test_the_command_mixes_two_models(folders):
-    invoke(
-        folders / "a/test", "--with", folders / "z/test", "--tune", folders / "a/validation",
-        "--tune-with", folders / "z/validation", "gla", "--out", folders / "out", "eval.report=false",
-    )  # fmt: skip
-    np.testing.assert_array_equal(read_predictions(folders / "out").scores["visual + gla"], last(applied("gla")))
-
-
-def test_the_command_takes_arrays(folders):
-    files = {
-        "z": TEST.scores["visual"], "y": TEST.labels, "n": COUNTS, "other": BOTH[0].zero_shot.scores["all texts"],
-        "val": VALIDATION.scores["visual"], "valy": VALIDATION.labels,
-    }  # fmt: skip
-    for name, array in files.items():
-        np.save(folders / f"{name}.npy", array)
-    place = {name: folders / f"{name}.npy" for name in files}
-    given = ["--logits", place["z"], "--labels", place["y"], "--train-counts", place["n"]]
-    tuned = ["--tune-logits", place["val"], "--tune-labels", place["valy"]]
-    said = invoke(*given, *tuned, "temperature", "--out", folders / "one", "eval.report=false")
-    assert "best nll on val (80 images)" in said
-    scaled = read_predictions(folders / "one").scores["logits + temperature"]
-    np.testing.assert_array_equal(scaled, last(applied("temperature")))
-    invoke(*given, "--with", place["other"], "ensemble", "weight=0.3", "--out", folders / "two", "eval.report=false")
-    mixed = read_predictions(folders / "two").scores["logits + ensemble"]
-    np.testing.assert_array_equal(mixed, last(applied("ensemble weight=0.3")))
-    np.save(folders / "shares.npy", [1.0, 1, 1, 1, 6])
-    said = invoke(*given, "prior-correction", f"prior={folders / 'shares.npy'}")
-    assert said.startswith(f"prior-correction: prior={folders / 'shares.npy'}, learnt=train\n")
-
-
-def test_the_command_takes_features_and_a_classifier(folders):
-    generator = np.random.default_rng(0)
-    arrays = {"x": generator.normal(size=(30, 4)), "w": generator.normal(size=(5, 4)), "b": generator.normal(size=5)}
-    for name, array in {**arrays, "y": np.arange(30) % 5, "n": COUNTS}.items():
-        np.save(folders / f"{name}.npy", array)
-    words = ["--features", "x", "--classifier", "w", "--bias", "b", "--labels", "y", "--train-counts", "n"]
-    words = [word if word.startswith("-") else folders / f"{word}.npy" for word in words]
-    invoke(*words, "tau-norm", "tau=1", "--out", folders / "out", "eval.report=false")
-    written = read_predictions(folders / "out").scores
-    np.testing.assert_array_equal(written["logits"], tau_norm.logits(*arrays.values()))
-    unit = arrays["w"] / np.linalg.norm(arrays["w"], axis=1, keepdims=True)
-    assert (written["logits + tau-norm"].argmax(1) == (arrays["x"] @ unit.T).argmax(1)).all()
-
-
-@pytest.mark.parametrize(
-    ("words", "said"),
-    [
-        ([], "nothing to adjust: name PREDICTIONS"),
-        (["em"], "em is a method: name PREDICTIONS before it"),
-        (["nowhere", "em"], "nowhere holds no predictions.npz"),
-        (["TEST"], "no method is named"),
-        (["TEST", "--tune", "TEST", "temperature"], "120 of the 120 tuning images are among the reported ones"),
-        (["TEST", "em", "--out", "TEST"], "holds the predictions that are read"),
-        (["TEST", "--tune", "VALIDATION", "temperature", "--out", "VALIDATION"], "holds the predictions that are read"),
-        (["TEST", "--tune-with", "VALIDATION", "em"], "--tune-with needs the labels of its images"),
-        (["TEST", "--train-counts", "n.npy", "em"], "--train-counts goes with --logits"),
-        (["TEST", "--labels", "n.npy", "em"], "--labels goes in place of"),
-        (["--logits", "n.npy", "em"], "give --labels FILE"),
-        (["--logits", "n.npy", "--labels", "n.npy", "em"], "give --train-counts FILE"),
-        (["TEST", "--bias", "n.npy", "em"], "--bias goes with --classifier"),
-        (["TEST", "em", "eval.ruel=oltr"], "unknown key eval.ruel"),
-    ],
-)
-def test_the_command_says_what_is_wrong(folders, words, said):
-    np.save(folders / "n.npy", COUNTS)
-    places = {"TEST": folders / "a/test", "VALIDATION": folders / "a/validation", "n.npy": folders / "n.npy"}
-    before = {path: path.read_bytes() for path in folders.rglob("*.*") if path.is_file()}
-    with pytest.raises(UserError) as caught:
-        invoke(*(places.get(word, word) for word in words))
-    assert said in str(caught.value)
-    assert {path: path.read_bytes() for path in folders.rglob("*.*") if path.is_file()} == before
-
-
-@pytest.mark.slow
-def test_a_process_of_its_own(folders):
-    words = [folders / "a/test", "--tune", folders / "a/validation", "logit-adjustment", "--out", folders / "out"]
-    program = "import sys; from hf_vlr.cli.posthoc import command; command(sys.argv[1:], prog_name='hf-vlr posthoc')"
-    done = subprocess.run(
-        [sys.executable, "-W", "error::RuntimeWarning", "-c", program, *map(str, words)], capture_output=True, text=True
-    )
-    assert (done.returncode, done.stderr) == (0, "")
-    assert (folders / "out" / "report.html").read_text(encoding="utf-8").count("visual + logit-adjustment") > 1

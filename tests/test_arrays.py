@@ -111,3 +111,11 @@ def test_files_that_are_none_are_one_line(files):
     (files / "words.csv").write_text("label\nfox\n")
     with pytest.raises(UserError, match="cannot be read as labels"):
         read(files, labels="words.csv")
+
+
+@pytest.mark.parametrize("text", ["", "\n\n", "label\n", "label\n \n"])
+def test_an_empty_file_is_one_line_and_no_warning(text, files, recwarn):
+    (files / "empty.csv").write_text(text)
+    with pytest.raises(UserError, match=r"empty\.csv cannot be read as labels: it holds no numbers"):
+        read(files, labels="empty.csv")
+    assert not recwarn.list

@@ -4,7 +4,6 @@ import pytest
 from hf_vlr.errors import UserError
 from hf_vlr.evaluation.bootstrap import (
     _kinds,
-    bootstrap_interval,
     bootstrap_intervals,
     paired_bootstrap,
     resample,
@@ -19,6 +18,11 @@ def drawn(images_per_class, rate_a, rate_b, seed=0):
     difficulty = generator.random(labels.size)
     shared = generator.random(labels.size) < 0.5
     return difficulty < rate_a, np.where(shared, difficulty, generator.random(labels.size)) < rate_b, labels
+
+
+def of_one(right, labels, statistic, num_resamples):
+    """The interval of one predictor: how far it is from one that is always wrong."""
+    return paired_bootstrap(right, np.zeros(len(labels)), labels, statistic, num_resamples)
 
 
 def width(interval):
@@ -44,7 +48,7 @@ def test_estimates_are_the_statistics_themselves():
         interval = paired_bootstrap(a, b, labels, statistic, num_resamples=500)
         assert interval.estimate == pytest.approx(expected, rel=1e-12)
         assert interval.low <= interval.estimate <= interval.high
-    assert bootstrap_interval(a, labels, "balanced", num_resamples=50).estimate == pytest.approx(np.mean(rates[0]))
+    assert of_one(a, labels, "balanced", 50).estimate == pytest.approx(np.mean(rates[0]))
 
 
 def test_the_multinomial_draws_what_single_images_draw():
@@ -84,7 +88,7 @@ def test_every_interval_of_a_predictor():
     assert (found["confidence"], found["resamples"]) == (0.95, 300)
 
     def own(statistic, rows=slice(None)):
-        interval = bootstrap_interval(right[rows], labels[rows], statistic, num_resamples=300)
+        interval = of_one(right[rows], labels[rows], statistic, 300)
         return [interval.low, interval.high]
 
     assert found["accuracy"] == own("accuracy")
@@ -119,7 +123,7 @@ def test_pairing_narrows_the_interval_of_similar_predictors():
     b = a.copy()
     b[::20] ^= True
     paired = paired_bootstrap(a, b, labels, num_resamples=2000)
-    alone = bootstrap_interval(a, labels, num_resamples=2000)
+    alone = of_one(a, labels, "accuracy", 2000)
     assert width(paired) < width(alone)
 
 
@@ -141,11 +145,11 @@ def test_intervals_cover_the_truth_as_often_as_they_say(images):
 def test_single_image_classes_still_vary():
     labels = np.arange(30)
     right = labels % 3 == 0
-    interval = bootstrap_interval(right, labels, "balanced", num_resamples=4000)
+    interval = of_one(right, labels, "balanced", 4000)
     assert interval.low < interval.estimate < interval.high
     binomial = 2 * 1.96 * np.sqrt((1 / 3) * (2 / 3) / 29)
     assert width(interval) == pytest.approx(binomial, rel=0.1)
-    alone = bootstrap_interval(right, labels, labels == 3, num_resamples=100)
+    alone = of_one(right, labels, labels == 3, 100)
     assert (alone.low, alone.estimate, alone.high) == (1, 1, 1)
 
 

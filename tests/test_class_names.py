@@ -63,3 +63,9 @@ def test_no_output_is_taken_twice():
             continue
         assert sorted(found.tolist()) == list(range(8))
         assert [model[index] for index in found] == [model[index] for index in order]
+
+
+def test_the_order_is_not_offered_where_the_numbers_differ():
+    with pytest.raises(UserError, match="it knows 3") as caught:
+        match_classes(["x", "y", "z"], ["a", "b"])
+    assert "--class-order" not in str(caught.value)

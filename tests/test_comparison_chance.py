@@ -107,6 +107,13 @@ def test_single_runs_have_no_seeds_to_test_by():
     assert seeds_p([0.5, 0.5], [0.5, 0.5], [[0.5, 0.5], [0.5, 0.5]]) == 1.0
 
 
+@pytest.mark.parametrize("value", [0.6, 0.1 + 0.2, 1 / 3])
+def test_seeds_without_any_spread_are_no_evidence(value):
+    rows = [[value] * 3, [value + 0.1] * 3]
+    assert seeds_p(*rows, rows) == 1.0
+    assert paired_seeds_p([value] * 3) == 1.0
+
+
 def test_holm_by_hand():
     assert holm({"a": 0.01, "b": 0.04, "c": 0.03}) == pytest.approx({"a": 0.03, "b": 0.06, "c": 0.06})
     assert holm({"a": 0.6, "b": 0.9}) == pytest.approx({"a": 1.0, "b": 1.0})

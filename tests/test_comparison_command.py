@@ -100,6 +100,9 @@ def test_words_name_rows(tmp_path):
         (["a=x"], "nothing to be compared with"),
         (["a=x", "a=y"], "two rows are called a"),
         (["a=x,x", "y"], "a holds x twice"),
+        (["a=x,./x", "y"], r"a holds \./x twice"),
+        (["a=x,y/../x", "y"], "twice"),
+        (["a=x,x/predictions.npz", "y"], "twice"),
         (["a=x,", "y"], "names an empty run"),
         (["=x", "y"], "is no row"),
         (["a=", "y"], "is no row"),
@@ -120,10 +123,14 @@ def test_two_predictors_make_two_rows(run):
 
 def test_the_predictor_is_the_fused_one_or_the_only_one(run):
     both, only = run("both", predictors=("visual", "fused")), run("only", predictors=("language",))
-    several = run("several", predictors=("visual", "language"))
-    found = compare_runs([f"a={both}", f"b={only}", f"c={both}:visual"], Options(resamples=999))
-    assert [row.runs[0].predictor for row in found.rows.values()] == ["fused", "language", "visual"]
-    assert "several predictors (visual, language): choose one" in refusal(both, several)
+    several = run("several", predictors=("visual", "mine"))
+    texts = run("texts", predictors=("all texts", "language"))
+    strange = run("strange", predictors=("mine", "yours"))
+    words = [f"a={both}", f"b={only}", f"c={both}:visual", f"d={texts}"]
+    found = compare_runs(words, Options(resamples=999))
+    assert [row.runs[0].predictor for row in found.rows.values()] == ["fused", "language", "visual", "language"]
+    assert "several predictors (mine, yours): choose one" in refusal(both, strange)
+    assert compare_runs([both, several], Options(resamples=999)).rows[several].runs[0].predictor == "visual"
     assert "has no predictor 'fused'; it has language" in refusal(both, only, predictor="fused")
     assert "from two predictors" in refusal(both, only, predictor="VL-LTR's mixed convention")
     assert compare_runs([both, several], Options(predictor="visual", resamples=999)).against == both
@@ -210,7 +217,6 @@ def test_identities_in_another_order_are_put_in_order(run):
         ("training", {"steps": 1000, "seconds": 3.25}),
         ("versions", {"hf_vlr": "0.2.0", "torch": "2.11"}),
         ("rule", PROTOCOL["rule"] | {"name": "vl-ltr"}),
-        ("posthoc", {"of": "fused", "steps": [{"method": "logit-adjustment", "tau": 1.0}]}),
     ],
 )
 def test_differences_in_protocol_are_flagged(run, field, value):
@@ -218,6 +224,39 @@ def test_differences_in_protocol_are_flagged(run, field, value):
     assert same.flagged == []
     other = compare_runs([f"a={run('one')}", f"b={run('three', protocol={field: value})}"], Options(resamples=999))
     assert {one.field.split(" ")[0] for one in other.flagged} == {field}
+
+
+def test_an_adjusted_predictor_is_the_one_that_is_compared(run):
+    stated = {"posthoc": {"of": "fused", "steps": [{"method": "logit-adjustment", "tau": 1.0}]}}
+    before = run("before")
+    after = run("after", predictors=("fused", "fused + logit-adjustment"), protocol=stated)
+    found = compare_runs([f"a={before}", f"b={after}"], Options(resamples=999))
+    assert found.rows["b"].runs[0].predictor == "fused + logit-adjustment"
+    assert {one.field for one in found.flagged} == {"predictor", "posthoc"}
+    # what was done to another predictor says nothing of this one
+    assert compare_runs([f"a={before}", f"b={after}:fused"], Options(resamples=999)).flagged == []
+
+
+def test_a_run_is_one_seed_and_not_two(run, tmp_path):
+    first, other = run("first", seed=0), run("other", seed=1)
+    shutil.copytree(first, tmp_path / "copy")
+    assert "hold the very same predictions" in refusal(f"a={first},{tmp_path / 'copy'}", f"b={other}")
+    for stated in ({"seed": None}, {"seed": 7}):
+        again = run("again", seed=0, protocol=stated)
+        assert "hold the very same predictions" in refusal(f"a={first},{again}", f"b={other}")
+    same = run("same", seed=1, protocol={"seed": 0})
+    assert "are both of seed 0" in refusal(f"a={first},{same}", f"b={other}")
+    (tmp_path / "link").symlink_to(first)
+    assert "twice" in refusal(f"a={first},{tmp_path / 'link'}", f"b={other}")
+
+
+def test_scores_and_classes_alone_make_no_row(run, tmp_path):
+    first, other = run("first"), run("other", seed=1)
+    known = {"labels": LABELS, "train_counts": COUNTS, "class_names": NAMES, "rows": ROWS}
+    guesses = np.where(np.random.default_rng(5).random(LABELS.size) < 0.7, LABELS, 0)
+    write_predictions(tmp_path / "classes" / "predictions.npz", Predictions({"fused": guesses}, **known))
+    said = refusal(f"a={first},{tmp_path / 'classes'}", f"b={other}")
+    assert "has scores, " in said and "only predicted classes" in said
 
 
 def test_seeds_predictors_and_conventions_are_flagged(run):

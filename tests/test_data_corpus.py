@@ -151,3 +151,22 @@ def test_the_default_uses_what_there_is() -> None:
 def test_shapes_texts_are_refused_for_other_classes() -> None:
     with pytest.raises(UserError, match="'missile' is not a class of shapes-lt"):
         build_corpus("shapes", make_source())
+
+
+def test_a_saved_corpus_says_its_classes_and_is_read_by_them(tmp_path: Path) -> None:
+    rows = [TextRow(0, "purrs"), TextRow(1, "barks"), TextRow(2, "flies")]
+    ClassTextCorpus(rows, 3, ["cat", "dog", "kite"]).save(tmp_path / "texts.jsonl")
+    assert '"class_name": "dog"' in (tmp_path / "texts.jsonl").read_text()
+    read = ClassTextCorpus.from_file(tmp_path / "texts.jsonl", ["dog", "kite", "cat"])
+    assert [read.of(label) for label in range(3)] == [["barks"], ["flies"], ["purrs"]]
+    read.save(tmp_path / "again.jsonl")
+    assert ClassTextCorpus.from_file(tmp_path / "again.jsonl", ["cat", "dog", "kite"]).of(0) == ["purrs"]
+    with pytest.raises(UserError, match="line 3: 'kite' is not the name of exactly one class, nor that of class 2"):
+        ClassTextCorpus.from_file(tmp_path / "texts.jsonl", ["dog", "cat", "bird"])
+
+
+def test_classes_of_one_name_keep_their_numbers(tmp_path: Path) -> None:
+    names = ["crane", "hen", "crane"]
+    ClassTextCorpus([TextRow(0, "it wades"), TextRow(2, "it lifts")], 3, names).save(tmp_path / "texts.jsonl")
+    read = ClassTextCorpus.from_file(tmp_path / "texts.jsonl", names)
+    assert [read.of(label) for label in range(3)] == [["it wades"], [], ["it lifts"]]

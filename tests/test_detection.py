@@ -1,5 +1,6 @@
 """A tower as a feature pyramid, generated scenes, and a detector that learns from them."""
 
+from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
@@ -218,6 +219,29 @@ def test_training_twice_gives_the_same_detector() -> None:
     first, second = (finetune(resnet(), [0.5] * 3, [0.25] * 3, settings).state_dict() for _ in range(2))
     assert all(torch.equal(first[key], second[key]) for key in first)
     assert not torch.equal(first["backbone.tower.embedder.embedder.convolution.weight"], _first_weight())
+
+
+def test_a_tower_with_the_rate_0_stays_as_it_is() -> None:
+    settings = DetectionSettings(steps=3, batch_size=2, scenes=4, size=64, channels=8, tower_lr=0)
+    tower, before = resnet(), resnet().state_dict()
+    detector = finetune(tower, [0.5] * 3, [0.25] * 3, settings)
+    after = tower.state_dict()
+    assert any(key.endswith("running_mean") for key in after)
+    assert all(torch.equal(after[key], before[key]) for key in before)
+    assert all(parameter.grad is None for parameter in tower.parameters())
+    fresh = finetune(resnet(), [0.5] * 3, [0.25] * 3, replace(settings, steps=1, lr=1e-12))
+    weights, others = (dict(one.named_parameters()) for one in (detector, fresh))
+    own = [key for key in weights if not key.startswith("backbone.tower.")]
+    assert sum(not torch.equal(weights[key], others[key]) for key in own) > len(own) / 2
+
+
+def test_a_tower_with_a_rate_learns_and_follows_its_batches() -> None:
+    settings = DetectionSettings(steps=2, batch_size=2, scenes=4, size=64, channels=8, tower_lr=1e-5)
+    tower, before = resnet(), resnet().state_dict()
+    finetune(tower, [0.5] * 3, [0.25] * 3, settings)
+    after = tower.state_dict()
+    assert not any(torch.equal(after[key], before[key]) for key in before if "running" in key)
+    assert not torch.equal(after["embedder.embedder.convolution.weight"], _first_weight())
 
 
 def _first_weight() -> torch.Tensor:

@@ -160,3 +160,46 @@ def test_seven_and_eighty_templates():
     eighty = [row.text for row in part_rows("clip-templates", ["fox"])]
     assert len(eighty) == 80
     assert eighty == [row.text for row in part_rows("clip-templates:80", ["fox"])]
+
+
+@pytest.mark.parametrize("word", ["eval.crops=five", "eval.splits=[validation]", "eval.batch_size=2"])
+def test_what_only_a_model_can_be_asked_for_is_refused(hf_vlr, arrays, tmp_path, word):
+    said = f"error: {word}: predictions that exist stay as they are; {word.partition('=')[0]} is for a MODEL\n"
+    assert hf_vlr("eval", *arrays, *FAST, word) == (2, "", said)
+    assert hf_vlr("eval", *arrays, *FAST, "--out", tmp_path / "out")[0] == 0
+    assert hf_vlr("eval", "--predictions", tmp_path / "out", *FAST, word) == (2, "", said)
+
+
+def test_predictions_may_be_named_by_their_file(hf_vlr, arrays, tmp_path):
+    folder = tmp_path / "out"
+    assert hf_vlr("eval", *arrays, *FAST, "protocol.split=test", "--out", folder)[0] == 0
+    before = (folder / "predictions.npz").stat().st_mtime_ns
+    code, out, err = hf_vlr("eval", "--predictions", folder / "predictions.npz", "eval.rule=custom:10,2", *FAST)
+    assert (code, err) == (0, "")
+    assert out.startswith("test: 12 images")
+    document = json.loads((folder / "metrics.json").read_text())
+    assert document["protocol"]["rule"]["name"].startswith("custom")
+    # the same folder, said in another way
+    assert hf_vlr("eval", "--predictions", folder, *FAST, "--out", f"{folder}/../out")[0] == 0
+    assert (folder / "predictions.npz").stat().st_mtime_ns == before
+    assert sorted(path.name for path in folder.iterdir()) == ["metrics.json", "per_class.csv", "predictions.npz"]
+
+
+@pytest.mark.parametrize("name", ["nothere", "./no/model", "a/b/c", "~/nothere"])
+def test_a_folder_that_is_not_there_is_not_asked_of_the_hub(hf_vlr, name):
+    said = f"error: model {name} cannot be read: there is no such folder, and a model on the Hub is called ORG/NAME\n"
+    assert hf_vlr("eval", name, "--data", "shapes-lt", *foreign.SMALL_DATA) == (2, "", said)
+
+
+def test_a_model_that_is_neither_here_nor_on_the_hub_is_called_so(hf_vlr):
+    _, _, err = hf_vlr("eval", "nobody/nothing", "--data", "shapes-lt", *foreign.SMALL_DATA)
+    assert err.startswith("error: model nobody/nothing cannot be read: there is no such folder, and on the Hub: ")
+
+
+def test_no_split_is_nothing_to_measure(hf_vlr, tmp_path):
+    folder = foreign.save_clip(tmp_path / "clip")
+    for command in (["eval"], ["protocol", "zero-shot"]):
+        code, _, err = hf_vlr(*command, folder, "--data", "shapes-lt", *foreign.SMALL_DATA, "eval.splits=[]")
+        assert code == 2
+        assert err.endswith("eval.splits=[] leaves nothing to measure; name a split, e.g. eval.splits=test\n")
+        assert err.count("\n") == 1

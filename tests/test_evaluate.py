@@ -2,7 +2,9 @@
 
 import importlib.util
 import json
+import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 
@@ -19,11 +21,15 @@ from transformers import (
 
 from hf_vlr.errors import UserError
 from hf_vlr.evaluate import evaluate_checkpoint, recipe_of
+from hf_vlr.evaluation.class_texts import class_texts
+from hf_vlr.evaluation.encoders import open_encoder
 from hf_vlr.evaluation.predictions import read_predictions
 from hf_vlr.evaluation.subjects import open_subject
+from hf_vlr.protocols.inputs import Inputs
 from hf_vlr.training.run import train_recipe
 from hf_vlr.training.run_data import load_split
 
+FAST = ["eval.report=false", "eval.resamples=0"]
 TINY = [
     "data.options.classes=6",
     "data.options.unseen=2",
@@ -305,3 +311,80 @@ def test_quickstart_tells_the_whole_story(tmp_path, capsys):
     assert len(list((tmp_path / "qs" / "examples").glob("*.png"))) == 3
     with pytest.raises(UserError, match="not empty"):
         quickstart(str(tmp_path / "qs"), smoke=True)
+
+
+def reordered(source, order: list[int]):
+    """The same images where the classes `order` are all there are, in that order."""
+    rows = np.flatnonzero(np.isin(source.labels, order))
+    labels = np.array([order.index(label) for label in source.labels[rows]], dtype=np.int64)
+    return replace(source.subset(rows), labels=labels, class_names=[source.class_names[at] for at in order])
+
+
+@pytest.mark.parametrize("named", [True, False])
+@pytest.mark.parametrize("order", [[5, 3, 1, 0, 2, 4], [4, 1]])
+def test_texts_beside_a_model_are_found_by_the_names_of_their_classes(named, order, runs, tmp_path):
+    folder = shutil.copytree(runs["one"], tmp_path / "copy")
+    lines = [json.loads(line) for line in (folder / "texts.jsonl").read_text().splitlines()]
+    train = load_split(recipe_of(str(folder), []), "train")
+    assert all(train.class_names[line["label"]] == line["class_name"] for line in lines)
+    if not named:
+        # as earlier versions wrote it
+        older = [{name: value for name, value in line.items() if name != "class_name"} for line in lines]
+        (folder / "texts.jsonl").write_text("".join(json.dumps(line) + "\n" for line in older))
+    whole, _ = class_texts(str(folder), None, train)
+    found, said = class_texts(str(folder), None, reordered(train, order))
+    assert said == "texts.jsonl beside the model"
+    assert [found.of(label) for label in range(len(order))] == [whole.of(label) for label in order]
+
+
+def test_texts_beside_a_model_are_left_where_its_classes_are_others(runs, tmp_path):
+    train = load_split(recipe_of(str(runs["one"]), []), "train")
+    other = replace(train, name="other", class_names=[*train.class_names[:-1], "yellow submarine"])
+    found, said = class_texts(str(runs["one"]), None, other)
+    assert said == "templates, because texts.jsonl beside the model are for other classes"
+    assert "submarine" in found.of(5)[0]
+    # without a run to ask, a file without names is only for the data the run was made of
+    for name in ("texts.jsonl", "recipe.yaml"):
+        shutil.copy(runs["one"] / name, tmp_path)
+    text = (tmp_path / "texts.jsonl").read_text()
+    (tmp_path / "texts.jsonl").write_text(re.sub(r' "class_name": "[^"]*",', "", text))
+    assert class_texts(str(tmp_path), None, train)[1] == "texts.jsonl beside the model"
+    assert class_texts(str(tmp_path), None, replace(train, name="imagefolder:x"))[1].startswith("templates, because")
+
+
+def test_a_model_of_a_run_says_how_it_was_trained(runs, tmp_path):
+    """What the run's own numbers say also holds for those of `hf-vlr eval`."""
+    stated = {}
+    for name, folder in runs.items():
+        first = json.loads((folder / "metrics.json").read_text())["protocol"]
+        stated[name] = evaluate_checkpoint(str(folder), FAST, str(tmp_path / name))[0]["protocol"]
+        assert stated[name]["training"] == first["training"]
+        assert stated[name]["sampler"] == first["sampler"] == recipe_of(str(folder), []).data.sampler
+        assert (first["logit_adjustment"], first["reweight"]) == (0.0, "none")
+    assert stated["one"]["task"] == "zero-shot by class texts"
+    assert stated["one"]["texts"] == "texts.jsonl beside the model"
+    assert stated["two"]["task"] == "recognition"
+    assert "interpolation" not in stated["two"]
+
+
+def test_an_interpolated_model_says_so_and_keeps_its_fusion_weight(runs, tmp_path):
+    folder = shutil.copytree(runs["two"], tmp_path / "mixed")
+    (folder / "metrics.json").unlink()
+    told = {"zero_shot": "a", "fine_tuned": "b", "weight": 0.25, "tuned": None}
+    (folder / "interpolation.json").write_text(json.dumps(told))
+    stated = evaluate_checkpoint(str(folder), FAST)[0]["protocol"]
+    assert stated["interpolation"] == {"zero_shot": "a", "fine_tuned": "b", "weight": 0.25}
+    before = json.loads((runs["two"] / "metrics.json").read_text())["protocol"]["training"]
+    assert stated["training"] == {"fusion_weight": before["fusion_weight"]}
+
+
+def test_nothing_is_claimed_of_a_model_from_elsewhere(tmp_path):
+    folder = foreign.save_vit(tmp_path / "vit", class_names())
+    stated = evaluate_checkpoint(str(folder), QUIET)[0]["protocol"]
+    assert [stated[name] for name in ("texts", "seed", "sampler", "logit_adjustment", "reweight")] == [None] * 5
+    assert (stated["training"], stated["pretraining"]) == ({}, str(folder))
+    # and nothing by a protocol either
+    recipe = recipe_of(str(folder), QUIET)
+    inputs = Inputs(open_encoder(str(folder), recipe), recipe)
+    stated = inputs.stated(inputs.source("test"), None)
+    assert (stated["seed"], stated["task"], stated["sampler"], stated["pretraining"]) == (None, None, None, str(folder))

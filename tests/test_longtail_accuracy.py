@@ -16,6 +16,7 @@ from hf_vlr.evaluation.metrics import evaluate_predictions
 
 SPACE = Path(__file__).parent.parent / "spaces" / "long_tail_accuracy"
 COUNTS = np.array([300, 150, 101, 100, 60, 20, 19, 10, 5, 1])
+RIGHT = {"predictions": [0], "references": [0], "train_counts": [3, 3]}
 SCORED = {"top5", "nll", "brier", "ece", "mce"}
 
 needs_evaluate = pytest.mark.skipif(importlib.util.find_spec("evaluate") is None, reason="evaluate is not installed")
@@ -109,6 +110,28 @@ def test_what_was_not_measured_is_left_out_and_what_is_wrong_is_named(metric):
         metric().compute(predictions=[0], references=[0], train_counts=[3, 3], rule="ours")
 
 
+@needs_evaluate
+@pytest.mark.parametrize("empty", [[], np.zeros(0), np.zeros((0, 3))])
+def test_no_images_are_told(metric, empty):
+    with pytest.raises(UserError, match="no images: predictions are empty"):
+        metric().compute(predictions=empty, references=[], train_counts=[3, 3])
+    with pytest.raises(UserError, match="no images: references are empty"):
+        metric().compute(predictions=[0], references=empty, train_counts=[3, 3])
+    with pytest.raises(UserError, match="no images: predictions are empty"):
+        metric().add_batch(predictions=empty, references=[])
+    with pytest.raises(UserError, match="no images: give compute"):
+        metric().compute(train_counts=[3, 3])
+
+
+@needs_evaluate
+@pytest.mark.filterwarnings("error::RuntimeWarning")
+def test_scores_of_different_lengths_and_numbers_that_are_none_are_told(metric):
+    with pytest.raises(UserError, match=r"predictions must be .* scores for each image"):
+        metric().compute(predictions=[[0.1, 0.2], [0.3]], references=[0, 1], train_counts=[3, 3])
+    with pytest.raises(UserError, match="predictions must be class ids"):
+        metric().compute(predictions=[np.nan], references=[0], train_counts=[3, 3])
+
+
 def test_without_evaluate_the_extra_is_named_and_the_core_works():
     code = """
 import sys
@@ -154,6 +177,14 @@ def test_the_space_gives_the_numbers_of_the_package(space, metric, rule, seed):
         ({"predictions": [2], "references": [0], "train_counts": [3, 3]}, r"class ids in 0\.\.1"),
         ({"predictions": [0], "references": [0.5], "train_counts": [3, 3]}, "references must be a list of whole"),
         ({"predictions": [0], "references": [0], "train_counts": [3, 3], "rule": "ours"}, "unknown rule 'ours'"),
+        ({**RIGHT, "rule": "custom:5,10"}, "'custom:5,10' needs 0 <= LO <= HI"),
+        ({**RIGHT, "rule": "custom:5,-1"}, "'custom:5,-1' needs 0 <= LO <= HI"),
+        ({**RIGHT, "rule": "custom:abc"}, "'custom:abc' needs two integers: custom:HI,LO"),
+        ({**RIGHT, "rule": "custom:5"}, "'custom:5' needs two integers"),
+        ({**RIGHT, "train_counts": [3, -1]}, "class 1 has a negative train count"),
+        ({**RIGHT, "train_counts": []}, "train_counts must be a list of whole numbers, at least one"),
+        ({**RIGHT, "train_counts": [3, float("nan")]}, "train_counts must be a list of whole numbers"),
+        ({**RIGHT, "predictions": [], "references": []}, "predictions must be class ids in 0..1, at least one"),
     ],
 )
 def test_the_space_names_what_is_wrong(space, arguments, message):
@@ -200,6 +231,10 @@ def test_the_app_starts_and_answers(tmp_path):
         assert (numbers["accuracy"], numbers["few accuracy"]) == ("83.3", "50.0")
         with pytest.raises(AppError, match="class ids"):
             client.predict("7", "0", "500, 60, 4", "oltr", api_name="/measure")
+        with pytest.raises(AppError, match="write whole numbers"):
+            client.predict("cat", "0", "500, 60, 4", "oltr", api_name="/measure")
+        with pytest.raises(AppError, match="custom:HI,LO"):
+            client.predict("0", "0", "500, 60, 4", "custom:abc", api_name="/measure")
     finally:
         app.communicate("\n", timeout=60)
     assert app.returncode == 0

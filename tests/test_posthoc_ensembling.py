@@ -7,7 +7,7 @@ from scipy.optimize import minimize
 from scipy.special import log_softmax, softmax
 
 from hf_vlr.errors import UserError
-from hf_vlr.posthoc import ensembling, label_bias, logit_adjustment, tuning
+from hf_vlr.posthoc import class_prior, ensembling, label_bias, logit_adjustment, tuning
 
 SPACES = ensembling.SPACES
 
@@ -139,5 +139,7 @@ def test_gla_is_the_product_of_both_models_without_their_priors():
 
 def test_gla_with_a_model_that_says_nothing_is_logit_adjustment():
     own, counts = scores(0), np.array([60, 30, 9, 0])
-    result = ensembling.generalised_logit_adjustment(own, np.zeros_like(own), counts, np.ones(4))
+    result = ensembling.generalised_logit_adjustment(
+        own, np.zeros_like(own), class_prior.from_counts(counts), np.ones(4)
+    )
     np.testing.assert_allclose(result, logit_adjustment.adjusted(own, counts, 1.0), atol=1e-12)

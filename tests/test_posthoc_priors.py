@@ -68,6 +68,9 @@ def test_a_class_without_training_images_counts_as_one():
         logit_adjustment.adjusted(z, [50, 5, 0], 1.0), logit_adjustment.adjusted(z, [50, 5, 1], 1.0)
     )
     np.testing.assert_allclose(class_prior.from_counts([6, 0, 3]), [0.6, 0.1, 0.3])
+    np.testing.assert_allclose(class_prior.from_counts([9, 0, 4], 0.5), [3 / 6, 1 / 6, 2 / 6])
+    np.testing.assert_allclose(class_prior.from_counts([9, 0, 4], 0.0), [1 / 3] * 3)
+    np.testing.assert_allclose(class_prior.from_counts([2, 0, 4], -1.0), [2 / 7, 4 / 7, 1 / 7])
 
 
 def test_one_class_is_certain():
@@ -180,6 +183,8 @@ def test_em_on_extreme_scores_counts_predictions():
         (lambda: logit_adjustment.adjusted(scores(), -COUNTS), "must not be negative"),
         (lambda: logit_adjustment.adjusted(scores(), COUNTS * 0), "no class has training images"),
         (lambda: logit_adjustment.adjusted(scores(), COUNTS, np.nan), "tau is nan"),
+        (lambda: logit_adjustment.adjusted(scores(), COUNTS, 1e308), "at most 100"),
+        (lambda: class_prior.from_counts([1, 2], np.inf), "power is inf"),
         (lambda: logit_adjustment.adjusted(scores()[0], COUNTS), r"shape \(5,\)"),
         (lambda: logit_adjustment.adjusted(scores()[:0], COUNTS), r"shape \(0, 5\)"),
         (lambda: logit_adjustment.adjusted(np.full((2, 5), -np.inf), COUNTS), "of image 0 are NaN or infinite"),

@@ -90,7 +90,7 @@ def test_extreme_logits():
     assert np.isfinite(temperature.scaled(1e30 * logits, 1e-3)).all()
 
 
-@pytest.mark.parametrize("value", [0.0, -1.0, np.nan, np.inf])
+@pytest.mark.parametrize("value", [0.0, -1.0, np.nan, np.inf, 1e-300, 1e300])
 def test_a_temperature_is_positive(value):
     with pytest.raises(UserError, match="give a positive number"):
         temperature.scaled(np.zeros((2, 2)), value)

@@ -192,6 +192,9 @@ def test_the_command_line_chooses_and_writes_a_model(tmp_path, capsys):
         (["weight=2"], "from 0 to 1"),
         (["weight=x"], "give a number"),
         (["criterion=auc"], "unknown criterion"),
+        (["criterion=nll", "weight=0.5"], "weight is given, so nothing is chosen: leave criterion= out"),
+        (["weight=0.5", "--data", "shapes-lt"], "leave data.source= out"),
+        (["weight=0.5", "--predictor", "fused"], "leave --predictor out"),
     ):
         with pytest.raises(UserError, match=error):
             command([*places, *words, "--out", str(tmp_path / "none")], standalone_mode=False)

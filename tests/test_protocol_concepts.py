@@ -9,7 +9,7 @@ from torch.nn.functional import normalize
 
 from hf_vlr.errors import UserError
 from hf_vlr.protocols.attributes import known_attributes, shared_attributes
-from hf_vlr.protocols.concepts import Concepts, attribute_shares, class_image_means, nearest_concepts, read_names
+from hf_vlr.protocols.concepts import Concepts, attribute_shares, candidate_names, class_image_means, nearest_concepts
 from hf_vlr.protocols.gallery import image_classes, sentence_classes
 from hf_vlr.protocols.options import QueriesOptions
 from hf_vlr.protocols.queries import chances, shown_classes
@@ -68,6 +68,14 @@ def test_a_concept_does_not_find_itself():
     assert cosines[0, 0] == pytest.approx(1.0)
 
 
+def test_one_concept_has_no_others():
+    alone = Concepts(["Red_Fox"], draw(1, 4))
+    with pytest.raises(UserError, match=r"no other concept to be near to Red_Fox; .*candidates=FILE") as caught:
+        nearest_concepts(Concepts(["red fox"], draw(1, 4)), alone, 5)
+    assert "neighbours of" not in str(caught.value)
+    assert nearest_concepts(Concepts(["oak"], draw(1, 4)), alone, 5)[1].tolist() == [[0]]
+
+
 def test_shared_attributes_by_hand():
     first = [frozenset({"red", "plain", "one"}), None]
     second = [frozenset({"red", "striped", "one"}), frozenset({"blue", "striped", "one"}), None]
@@ -103,15 +111,18 @@ def test_shapes_know_their_attributes_and_others_read_a_file(tmp_path):
         known_attributes(str(tmp_path / "none.json"), ["fox"], "x")
 
 
-def test_read_names(tmp_path):
+def test_candidate_names(tmp_path):
     file = tmp_path / "names.txt"
     file.write_text("oak\n\n elm \noak\n")
-    assert read_names(file) == ["oak", "elm"]
+    assert candidate_names(file) == ["oak", "elm"]
     file.write_text("oak\n")
     with pytest.raises(UserError, match="holds 1 names"):
-        read_names(file)
+        candidate_names(file)
     with pytest.raises(UserError, match="neither classes, unseen nor a text file"):
-        read_names(tmp_path / "none.txt")
+        candidate_names(tmp_path / "none.txt")
+    file.write_bytes(b"\xff\xfe")
+    with pytest.raises(UserError, match="cannot be read as class names"):
+        candidate_names(file)
 
 
 def test_class_precisions_of_a_perfect_and_a_reversed_ranking():

@@ -5,7 +5,7 @@ import pytest
 from sklearn.metrics import roc_auc_score
 
 from hf_vlr.errors import UserError
-from hf_vlr.protocols.downstream import mean_of, metric_value, table
+from hf_vlr.protocols.downstream import mean_of, metric_value, reasons, table
 from hf_vlr.protocols.listing import METRICS, read_listing
 from hf_vlr.protocols.options import ConceptsOptions, KnnOptions, LinearProbeOptions
 from hf_vlr.protocols.result import result_document, write_result
@@ -52,6 +52,11 @@ def test_a_file_lies_over_its_base_and_a_root_over_what_has_no_source(tmp_path):
         ("datasets: [a]", "holds no `datasets:`"),
         ("datasets: [{name: a, classes: many}]", "many"),
         ("{", "is not YAML"),
+        ("datasets: [{name: ../evil}]", "'../evil' is no name"),
+        ("datasets: [{name: 'a\\\\b'}]", "is no name"),
+        ("datasets: [{name: /evil}]", "is no name"),
+        ("datasets: [{name: ..}]", "is no name"),
+        ("datasets: [{name: [a]}]", "a name of its own"),
     ],
 )
 def test_a_wrong_list_is_told(tmp_path, text, said):
@@ -95,6 +100,17 @@ def test_what_was_not_run_is_no_number_and_means_say_over_how_many():
     ]
 
 
+def test_the_table_says_why_something_was_not_run():
+    absent = {"zero-shot": "no source is named", "linear-probe": "no source is named"}
+    results = {
+        "a": {"metric": "accuracy", "classes": 3, "zero-shot": 0.5, "linear-probe": 0.75},
+        "b": {"metric": "accuracy", "classes": 3, "not run": absent},
+        "c": {"metric": "accuracy", "classes": 3, "zero-shot": 0.5, "not run": {"linear-probe": "no train"}},
+        "d": {"metric": "accuracy", "classes": 3, "not run": absent},
+    }
+    assert reasons(results) == ["not run: b, d (no source is named)", "not run: linear-probe of c (no train)"]
+
+
 def test_words_are_the_protocols_own_or_a_recipes():
     words = ["k=5,20", "data.source=x", "temperature=0.1", "seed=3", "eval.splits=test"]
     settings, rest = split_words(words, KnnOptions)
@@ -102,6 +118,16 @@ def test_words_are_the_protocols_own_or_a_recipes():
     assert rest == ["data.source=x", "seed=3", "eval.splits=test"]
     assert split_words(["shots=[5, 0]", "C=null"], LinearProbeOptions)[0] == LinearProbeOptions(shots=[5, 0])
     assert split_words(["attributes=a=b.json"], ConceptsOptions)[0].attributes == "a=b.json"
+
+
+def test_draws_are_different_ones():
+    with pytest.raises(UserError, match="shots names 5 twice"):
+        split_words(["shots=[5,5]"], LinearProbeOptions)
+    with pytest.raises(UserError, match="seeds names 0 twice"):
+        split_words(["shots=[5]", "seeds=[0,0]"], LinearProbeOptions)
+    with pytest.raises(UserError, match=r"seeds=\[\] names nothing"):
+        split_words(["shots=[5]", "seeds=[]"], LinearProbeOptions)
+    assert split_words(["shots=[]", "seeds=[4]"], LinearProbeOptions)[0] == LinearProbeOptions(shots=[], seeds=[4])
 
 
 @pytest.mark.parametrize(
@@ -115,6 +141,8 @@ def test_words_are_the_protocols_own_or_a_recipes():
         ("temperature=warm", "temperature=warm: expected a number"),
         ("choose_by=acuracy", "did you mean accuracy?"),
         ("fast", "'fast' is not key=value"),
+        ("k=[]", "k=[] names nothing"),
+        ("k=5,5", "k names 5 twice"),
     ],
 )
 def test_a_wrong_word_is_told(word, said):

@@ -1,11 +1,16 @@
 """The probe against its own gradient and scikit-learn; what it is chosen on."""
 
+import re
+import tomllib
+from pathlib import Path
+
 import numpy as np
 import pytest
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import balanced_accuracy_score
 from sklearn.preprocessing import StandardScaler
 
+import hf_vlr
 from hf_vlr.errors import UserError
 from hf_vlr.protocols.linear_probe import fit_chosen, over_seeds, shot_rows, trials
 from hf_vlr.protocols.options import LinearProbeOptions
@@ -151,6 +156,20 @@ def test_shots_are_so_many_of_each_class_and_nested():
     assert np.array_equal(draws[5], draw_shots(labels, 5, 7, "train"))
     assert not np.array_equal(draws[5], draw_shots(labels, 5, 8, "train"))
     assert not np.array_equal(draws[5], draw_shots(labels, 5, 7, "validation"))
+
+
+def test_an_extra_is_named_only_for_what_it_brings():
+    package = Path(hf_vlr.__file__).parent
+    hints = [
+        (file.name, found[1])
+        for folder in ("protocols", "detection")
+        for file in (package / folder).glob("*.py")
+        for found in re.finditer(r"needs? ([^:\n]+): pip install .hf_vlr\[eval\]", file.read_text(encoding="utf-8"))
+    ]
+    extras = tomllib.loads((package.parent / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    brought = {re.match(r"[\w-]+", line)[0] for line in extras["eval"]}
+    assert ("finetuning.py", "torchmetrics and pycocotools") in hints
+    assert {name for _, names in hints for name in names.split(" and ")} <= brought
 
 
 def test_the_table_over_seeds():

@@ -142,7 +142,9 @@ def test_knn_is_chosen_on_validation_images_and_reported_on_others(run, encoder,
     assert json.loads((tmp_path / "out" / "protocol.json").read_text()) == document
     scores = document["numbers"]["validation"]["weighted"]
     chosen = document["numbers"]["chosen"]["weighted"]
-    assert list(scores) == ["1", "3", "200"]
+    images = len(source("train"))
+    assert list(scores) == ["1", "3", str(images)]
+    assert images < 200
     assert scores[str(chosen)] == max(scores.values())
     given = run("knn", f"k={chosen}")
     name = f"weighted, k={chosen}"
@@ -153,6 +155,14 @@ def test_knn_is_chosen_on_validation_images_and_reported_on_others(run, encoder,
     nearest = train.labels[(features[1] @ features[0].t()).argmax(dim=1).numpy()]
     found = run("knn", "k=1")["numbers"]["predictors"]["majority, k=1"]
     assert found["accuracy"] == (nearest == source().labels).mean()
+
+
+def test_more_neighbours_than_images_are_named_by_what_they_are(run, capsys):
+    images = len(source("train"))
+    document = run("knn", "k=100000")
+    assert list(document["numbers"]["predictors"]) == [f"weighted, k={images}", f"majority, k={images}"]
+    assert document["stated"]["knn"]["chosen"] == {"weighted": images, "majority": images}
+    assert f"k=100000 is k={images}: there are no more training images" in capsys.readouterr().out
 
 
 def test_a_model_without_texts_has_a_probe_and_no_zero_shot(tiny, tmp_path):
@@ -199,6 +209,11 @@ def test_gallery(run, encoder):
     found = source().labels[(texts @ images.t()).argmax(dim=1).numpy()]
     assert numbers["sentences"]["nearest image"]["accuracy"] == (found == corpus.labels).mean()
     assert set(numbers["predictors"]) == {"nearest sentence", "3 nearest sentences", "class mean"}
+
+
+def test_more_neighbours_than_sentences_are_named_by_what_they_are(run):
+    sentences = len(build_corpus("shapes", source("train")))
+    assert f"{sentences} nearest sentences" in run("gallery", "neighbours=100000")["numbers"]["predictors"]
 
 
 def test_retrieval_of_classes(run, cosines):
@@ -315,6 +330,34 @@ def test_downstream_keeps_what_is_done(model, listing, tmp_path, capsys, monkeyp
     assert run_protocol("downstream", str(model), words, tmp_path / "out")["numbers"]["mean"] == means
     with pytest.raises(UserError, match="was measured with other weights or settings"):
         run_protocol("downstream", str(model), [*words, "features=raw"], tmp_path / "out")
+
+
+@pytest.mark.parametrize("text", ["{", "[]", '{"how": {}}', "\xff"])
+def test_a_damaged_kept_dataset_is_named(model, listing, tmp_path, text):
+    words = [f"data.source={listing}", *FAST, "protocols=zero-shot"]
+    run_protocol("downstream", str(model), words, tmp_path / "out")
+    kept = tmp_path / "out" / "datasets" / "shapes.json"
+    kept.write_bytes(text.encode("latin-1"))
+    with pytest.raises(UserError, match=r"shapes\.json is damaged .*; remove it"):
+        run_protocol("downstream", str(model), words, tmp_path / "out")
+
+
+def test_a_kept_row_without_its_numbers_is_damaged(model, listing, tmp_path):
+    words = [f"data.source={listing}", *FAST, "protocols=zero-shot"]
+    run_protocol("downstream", str(model), words, tmp_path / "out")
+    kept = tmp_path / "out" / "datasets" / "shapes.json"
+    kept.write_text(json.dumps(json.loads(kept.read_text()) | {"row": {"metric": "accuracy", "classes": 6}}))
+    with pytest.raises(UserError, match=r"shapes\.json is damaged"):
+        run_protocol("downstream", str(model), words, tmp_path / "out")
+
+
+def test_several_labels_are_the_reason_even_without_a_source(model, tmp_path, capsys):
+    file = tmp_path / "list.yaml"
+    file.write_text("datasets:\n- {name: voc2007, metric: 11-point-map}\n- {name: other}\n")
+    run_protocol("downstream", str(model), [f"data.source={file}", *FAST], tmp_path / "out")
+    after_table = capsys.readouterr().out.partition("mean")[2]
+    assert "not run: voc2007 (11-point-map: its images have several classes each" in after_table
+    assert "not run: other (no source is named)" in after_table
 
 
 def test_downstream_gives_the_numbers_of_the_single_protocols(model, listing, run, tmp_path):

@@ -15,6 +15,7 @@ from hf_vlr.evaluation.explanation import main_predictor, make_examples
 from hf_vlr.evaluation.image_rows import image_rows
 from hf_vlr.evaluation.predictions import Predictions, read_predictions
 from hf_vlr.evaluation.record import record
+from hf_vlr.evaluation.table import WIDE
 from hf_vlr.training.options import EvalOptions
 
 RNG = np.random.default_rng(0)
@@ -163,3 +164,38 @@ class Named(list):
 
     def __getitem__(self, index: int) -> None:
         raise AssertionError("a picture was decoded")
+
+
+def test_a_failed_rerun_leaves_no_numbers_of_other_predictions(tmp_path):
+    record(predictions(), tmp_path, OPTIONS)
+    (tmp_path / "per_class.csv").unlink()
+    (tmp_path / "per_class.csv").mkdir()
+    with pytest.raises(UserError, match="cannot be written"):
+        record(predictions(), tmp_path, OPTIONS)
+    assert not (tmp_path / "metrics.json").exists()
+    # those of predictions that stay hold their protocol
+    (tmp_path / "per_class.csv").rmdir()
+    record(predictions(), tmp_path, OPTIONS)
+    (tmp_path / "per_class.csv").unlink()
+    (tmp_path / "per_class.csv").mkdir()
+    with pytest.raises(UserError, match="cannot be written"):
+        record(read_predictions(tmp_path), tmp_path, OPTIONS, keep_predictions=True)
+    assert read_predictions(tmp_path).protocol["split"] == "test"
+
+
+def test_an_old_report_does_not_stay_beside_new_numbers(tmp_path):
+    record(predictions(), tmp_path, EvalOptions(resamples=0))
+    assert (tmp_path / "report.html").is_file()
+    record(read_predictions(tmp_path), tmp_path, OPTIONS, keep_predictions=True)
+    assert not (tmp_path / "report.html").exists()
+
+
+def test_the_console_shows_every_number_at_the_terminals_width(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "60")
+    record(predictions(), None, OPTIONS)
+    said = capsys.readouterr().out
+    assert all(column.title in said for column in WIDE)
+    assert max(map(len, said.splitlines())) <= 60
+    monkeypatch.setenv("COLUMNS", "300")
+    record(predictions(), None, OPTIONS)
+    assert capsys.readouterr().out.count("fused") == 1

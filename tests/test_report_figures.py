@@ -3,14 +3,12 @@
 import dataclasses
 import importlib.util
 import re
-import sys
 from pathlib import Path
 from xml.etree import ElementTree
 
 import numpy as np
 import pytest
 
-from hf_vlr.errors import UserError
 from hf_vlr.evaluation.document import metrics_document
 from hf_vlr.evaluation.fusion import fused_log_probabilities
 from hf_vlr.evaluation.metrics import evaluate_predictions
@@ -23,6 +21,8 @@ from hf_vlr.report.figures.reliability import reliability_figure
 from hf_vlr.report.figures.shift import shift_figure
 from hf_vlr.report.figures.sweep import NOT_CHOSEN, adjustment_figure, fusion_figure
 from hf_vlr.report.figures.tail import gain_figure, mean_window, running_mean, tail_figure
+from hf_vlr.report.gains import gains_body
+from hf_vlr.report.protocol import protocol_list
 from hf_vlr.report.sweeps import adjustment_sweep, fusion_sweep
 from hf_vlr.report.view import View
 
@@ -105,6 +105,17 @@ def test_main_predictor_is_the_fused_one_or_the_first():
     given = predictions()
     assert view_of(given.with_scores(dict(reversed(given.scores.items())))).main == "fused"
     assert view_of(given.with_scores({"b": given.scores["visual"], "a": given.scores["fused"]})).main == "b"
+
+
+def test_main_predictor_is_the_last_one_that_was_adjusted():
+    given = predictions()
+    stated = {"posthoc": {"of": "fused", "steps": [{"method": "temperature", "t": 2.0}]}}
+    scores = {"fused": given.scores["fused"], "fused + temperature": given.scores["fused"] / 2}
+    view = view_of(dataclasses.replace(given.with_scores(scores), protocol=given.protocol | stated))
+    assert view.main == "fused + temperature"
+    said = gains_body(view, None)
+    assert "fused, before it was adjusted" in said
+    assert "temperature t=2" in protocol_list(view)
 
 
 @pytest.mark.parametrize(("size", "window"), [(1, 3), (2, 3), (10, 3), (11, 4), (50, 5)])
@@ -223,9 +234,3 @@ def test_thousands_of_classes_are_drawn_as_pixels():
 def test_predictors_differ_by_more_than_colour():
     marks = [svg.series(number) for number in range(6)]
     assert len(set(marks)) == 6 and len({mark for _, mark in marks[:3]}) == 3
-
-
-def test_a_missing_matplotlib_is_said_in_one_line(monkeypatch):
-    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
-    with pytest.raises(UserError, match=r'pip install "hf_vlr\[eval\]"'):
-        frequency_figure(view_of(predictions()))

@@ -8,7 +8,9 @@ from hf_vlr.cli.output import say
 @click.command()
 @click.argument("runs", metavar="[NAME=]RUN[,RUN...][:PREDICTOR]...", nargs=-1, required=True)
 @click.option("--against", metavar="NAME", help="The row that all others are compared with; the first by default.")
-@click.option("--predictor", metavar="NAME", help="For rows that name none; else the fused one, or the only one.")
+@click.option(
+    "--predictor", metavar="NAME", help="For rows that name none; else what posthoc adjusted last, fused, language …"
+)
 @click.option("--rule", default="oltr", show_default=True, help="Shot groups: oltr, vl-ltr or custom:HI,LO.")
 @click.option("--counts-from", metavar="NAME", help="The row whose training counts define the shot groups.")
 @click.option("--allow-different-splits", is_flag=True, help="Splits of other names hold the same images.")

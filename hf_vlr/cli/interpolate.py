@@ -14,9 +14,7 @@ OWN = ("weight", "criterion")
 @click.argument("fine_tuned")
 @settings
 @data_option()
-@click.option(
-    "--predictor", metavar="NAME", help="What is chosen by: fused, visual …; by default fused, else the first."
-)
+@click.option("--predictor", metavar="NAME", help="What is chosen by: fused, visual …; by default fused, language …")
 @click.option("--out", metavar="DIR", required=True, help="A new folder for the model.")
 def command(
     zero_shot: str, fine_tuned: str, words: tuple[str, ...], data: str | None, predictor: str | None, out: str
@@ -41,6 +39,8 @@ def command(
         raise UserError(f"weight={own['weight']}: give a number from 0 to 1, or several to choose from") from None
     if not all(0.0 <= weight <= 1.0 for weight in weights):
         raise UserError(f"weight={own['weight']}: give the fine-tuned model's share, from 0 to 1")
+    if len(weights) == 1:
+        _check_unused(own, others, predictor)
     from hf_vlr.evaluation.weight_sweep import write_interpolation
 
     criterion = own.get("criterion", "balanced-nll")
@@ -53,3 +53,11 @@ def command(
         if made.tuned.warning:
             say(f"warning: {made.tuned.warning}")
     say(f"weight={made.weight:g}, written to {made.folder}")
+
+
+def _check_unused(own: dict[str, str], others: list[str], predictor: str | None) -> None:
+    """Raise `UserError` for what only a choice among weights would need."""
+    unused = [f"{key}=" for key in own if key == "criterion"] + [f"{word.partition('=')[0]}=" for word in others]
+    unused += ["--predictor"] if predictor else []
+    if unused:
+        raise UserError(f"weight is given, so nothing is chosen: leave {', '.join(unused)} out")

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from hf_vlr.evaluation.adjustment_inputs import Places
 
 FILE = {"metavar": "FILE"}
+SETTINGS = ("eval.rule", "eval.resamples", "eval.report")
 
 
 @click.command()
@@ -20,7 +21,9 @@ FILE = {"metavar": "FILE"}
 @click.option("--with", "zero_shot", metavar="PREDICTIONS", help="A zero-shot model on the images of PREDICTIONS.")
 @click.option("--tune-with", metavar="PREDICTIONS", help="That zero-shot model on the images of --tune.")
 @click.option(
-    "--predictor", metavar="NAME", help="What is adjusted: fused, visual …; by default fused, else the first."
+    "--predictor",
+    metavar="NAME",
+    help="What is adjusted: fused, visual …; by default the last that posthoc has adjusted, else fused, language …",
 )
 @click.option("--logits", **FILE, help="In place of PREDICTIONS: scores of any model, images x classes, .npy.")
 @click.option("--labels", **FILE, help="Their classes, 0 … C-1.")
@@ -52,13 +55,15 @@ def command(words: tuple[str, ...], out: str | None, predictor: str | None, **pl
     \b
     logit-adjustment   scores − tau · log training share. tau=, criterion=
     prior-correction   for test images of known class shares. prior=uniform, forward-10, backward-10 … or a .npy file;
-                       learnt=, the shares in the scores: train, or uniform after training that balances classes
+                       learnt=, the shares in the scores: train, sqrt or uniform; by default those that follow from
+                       how the run drew and weighed the classes
     em                 the same for unknown shares, estimated from the test images without their labels. learnt=
     temperature        probabilities made honest, predictions unchanged. t=; criterion=nll or balanced-nll
     tau-norm           the last layer's weights over their lengths to the power tau. tau=, criterion=
     ensemble           mixed with a zero-shot model. weight= (1: as it was), space=probability or logit, criterion=,
                        with=NAME: a predictor of --with, or without --with one of PREDICTIONS
-    gla                both models freed of their class shares, those of the zero-shot model estimated on --tune. with=
+    gla                both models freed of their class shares, those of the zero-shot model estimated on --tune. with=,
+                       learnt=
 
     \b
     criterion=balanced-nll   what a parameter is chosen by; also nll, balanced-accuracy, accuracy
@@ -70,8 +75,7 @@ def command(words: tuple[str, ...], out: str | None, predictor: str | None, **pl
     if not words and not arrays:
         raise UserError("nothing to adjust: name PREDICTIONS, or give --logits, --labels and --train-counts")
     source, methods = (None, words) if arrays else (words[0], words[1:])
-    if out and any(Path(out).resolve() == Path(place).resolve() for place in (source, places["tune"]) if place):
-        raise UserError(f"--out {out} holds the predictions that are read: name another folder")
+    _check_out(out, (source, *(places[name] for name in ("tune", "zero_shot", "tune_with"))))
     from hf_vlr.evaluation.adjustment import adjust, parse_steps, write_priors
     from hf_vlr.evaluation.adjustment_inputs import Layer, read_material
     from hf_vlr.evaluation.adjustment_methods import METHODS
@@ -80,6 +84,12 @@ def command(words: tuple[str, ...], out: str | None, predictor: str | None, **pl
     from hf_vlr.training.recipe import override_recipe
 
     options = override_recipe(Recipe(task="recognition"), settings).eval
+    for setting in settings:
+        key = setting.partition("=")[0]
+        if key not in SETTINGS:
+            raise UserError(
+                f"{key} says nothing of predictions that exist: leave it out; there are {', '.join(SETTINGS)}"
+            )
     if source in METHODS and not Path(source).exists():
         raise UserError(f"{source} is a method: name PREDICTIONS before it, or give --logits")
     steps = parse_steps(methods)
@@ -95,6 +105,15 @@ def command(words: tuple[str, ...], out: str | None, predictor: str | None, **pl
         write_priors(Path(out), adjusted.predictions, adjusted.priors)
     if out:
         say(f"written to {out}")
+
+
+def _check_out(out: str | None, places: tuple[str | None, ...]) -> None:
+    """Raise `UserError` where the result would be written over predictions that are read."""
+    for place in map(Path, filter(None, places)):
+        # arrays of any name may lie where they will
+        folder = place.parent if place.is_file() and place.suffix != ".npy" else place
+        if out and Path(out).resolve() == folder.resolve():
+            raise UserError(f"--out {out} holds the predictions that are read: name another folder")
 
 
 def _places(source: str | None, places: dict[str, str | None]) -> "tuple[Places, Places | None]":

@@ -15,6 +15,7 @@ from hf_vlr.comparison.differences import Difference, McNemar, differences, mcne
 from hf_vlr.comparison.images import Images, align
 from hf_vlr.comparison.measures import Measure, measures_of
 from hf_vlr.comparison.runs import Row, read_row
+from hf_vlr.comparison.seeds import check_seeds
 from hf_vlr.comparison.words import named_rows
 from hf_vlr.data.shots import SHOT_NAMES, ShotRule, shot_rule
 from hf_vlr.errors import UserError
@@ -116,7 +117,7 @@ def compare_runs(words: Sequence[str], options: Options) -> Comparison:
 
 
 def compare_rows(rows: Sequence[Row], options: Options) -> Comparison:
-    """Rows that were read, at least two, compared."""
+    """Rows that were read, at least two, compared. Raises `UserError` as the steps do (`align`, `check_seeds`)."""
     names = [row.name for row in rows]
     against = options.against or names[0]
     if against not in names:
@@ -124,6 +125,8 @@ def compare_rows(rows: Sequence[Row], options: Options) -> Comparison:
     images, aligned = align(
         rows, options.rule, counts_from=options.counts_from, different_splits=options.different_splits
     )
+    for row in aligned:
+        check_seeds(row)
     rule, by_name = shot_rule(options.rule), {row.name: row for row in aligned}
     entries = {
         row.name: [evaluate_outcome(run.outcome, images.train_counts, rule) for run in row.runs] for row in aligned

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from hf_vlr.comparison.runs import Row, Run
+from hf_vlr.evaluation.main_predictor import steps_done
 
 NOT_STATED = "not stated"
 # what a reader looks for first, in this order
@@ -98,7 +99,10 @@ def _statements(run: Run) -> dict[str, str]:
         "predictor": run.predictor,
         "convention": "its metrics also hold VL-LTR's mixed convention" if run.mixed else "one predictor a row",
     }
-    return dict(_flat(run.protocol)) | own
+    # what was done to one predictor says nothing of the others
+    stated = {key: value for key, value in run.protocol.items() if key != "posthoc"}
+    steps = steps_done(run.protocol, run.predictor)
+    return dict(_flat(stated)) | ({"posthoc": _written(steps)} if steps else {}) | own
 
 
 def _recipes(rows: Sequence[Row]) -> list[Condition]:

@@ -11,6 +11,7 @@ import yaml
 from hf_vlr.comparison.words import Named
 from hf_vlr.errors import UserError
 from hf_vlr.evaluation.document import MIXED_NAME
+from hf_vlr.evaluation.main_predictor import preferred
 from hf_vlr.evaluation.outcome import Outcome, measure
 from hf_vlr.evaluation.predictions import METRICS_FILE, Predictions, read_predictions
 
@@ -70,7 +71,10 @@ def _run(place: str, wanted: str | None) -> Run:
 
 
 def chosen_predictor(predictions: Predictions, place: str, wanted: str | None) -> str:
-    """The predictor asked for, else the fused one, else the only one. Raises `UserError` where that names none."""
+    """The predictor asked for, else the main one as `hf_vlr.evaluation.main_predictor` knows it, else the only one.
+
+    Raises `UserError` where that names none.
+    """
     known = list(predictions.scores)
     listed = ", ".join(known) or "none"
     if wanted == MIXED_NAME:
@@ -79,8 +83,9 @@ def chosen_predictor(predictions: Predictions, place: str, wanted: str | None) -
         if wanted not in known:
             raise UserError(f"{place} has no predictor {wanted!r}; it has {listed}")
         return wanted
-    if "fused" in known:
-        return "fused"
+    main = preferred(known, predictions.protocol)
+    if main is not None:
+        return main
     if len(known) != 1:
         raise UserError(f"{place} has several predictors ({listed}): choose one, as in {place}:{[*known, 'NAME'][0]}")
     return known[0]

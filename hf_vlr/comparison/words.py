@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from hf_vlr.errors import UserError
+from hf_vlr.evaluation.predictions import PREDICTIONS_FILE
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,8 @@ def _row(word: str, predictor: str | None) -> Named:
     places = tuple(place for place, _ in found)
     if "" in places:
         raise UserError(f"{word!r} names an empty run: write NAME=RUN or NAME=RUN,RUN2,RUN3")
-    again = [place for place in places if places.count(place) > 1]
+    folders = [_folder(place) for place in places]
+    again = [place for index, place in enumerate(places) if folders[index] in folders[:index]]
     if again:
         raise UserError(f"{name} holds {again[0]} twice: every run of a row must be another seed")
     chosen = list(dict.fromkeys(own for _, own in found if own is not None))
@@ -57,6 +59,12 @@ def _name(word: str) -> tuple[str, str]:
     if not name or not runs:
         raise UserError(f"{word!r} is no row: write NAME=RUN, or the run alone")
     return name, runs
+
+
+def _folder(place: str) -> Path:
+    """Where a run lies, whatever its path is written like, by folder or by file."""
+    path = Path(place).resolve()
+    return path.parent if path.name == PREDICTIONS_FILE else path
 
 
 def _place(part: str) -> tuple[str, str | None]:

@@ -28,10 +28,13 @@ class ClassTextCorpus:
 
     labels: int64 `[S]`, ascending; texts, sources, licenses: S strings each; offsets: int64 `[C+1]`.
     Classes are keyed by index, so names may repeat. A sentence that occurs twice in a class is kept once.
+    class_names: C names, or None where they are not known; files say them, so that a dataset that lists its classes
+    in another order finds its own.
     Raises `UserError` for a label outside 0 … C-1.
     """
 
-    def __init__(self, rows: Iterable[TextRow], num_classes: int) -> None:
+    def __init__(self, rows: Iterable[TextRow], num_classes: int, class_names: Sequence[str] | None = None) -> None:
+        self.class_names = None if class_names is None else list(class_names)
         unique: dict[tuple[int, str], TextRow] = {}
         for row in rows:
             if not 0 <= row.label < num_classes:
@@ -108,8 +111,11 @@ class ClassTextCorpus:
             raise UserError(f"no text for class {shown}; add sentences for it or join '+templates' to data.texts")
 
     def save(self, path: str | Path) -> None:
-        """Write one JSON object per line: `label, text, source, license`."""
-        lines = [json.dumps(row._asdict(), ensure_ascii=False) for row in self.rows()]
+        """Write one JSON object per line: `label`, `class_name` where it is known, `text, source, license`."""
+        names = self.class_names
+        named = ({} if names is None else {"class_name": names[label]} for label in self.labels.tolist())
+        records = ({"label": row.label} | name | row._asdict() for row, name in zip(self.rows(), named))
+        lines = [json.dumps(record, ensure_ascii=False) for record in records]
         Path(path).write_text("".join(line + "\n" for line in lines), encoding="utf-8")
 
     @classmethod
@@ -118,11 +124,12 @@ class ClassTextCorpus:
         `.txt`.
 
         In a folder each file holds one class, a sentence a line, and is called `desc_INDEX.txt`, `INDEX.txt`
-        or `CLASS_NAME.txt` (with `_` for `/`). Raises `UserError` naming the file and the line that is wrong.
+        or `CLASS_NAME.txt` (with `_` for `/`). Where a line says both, the name counts. Raises `UserError` naming the
+        file and the line that is wrong.
         """
         path = Path(path).expanduser()
         try:
-            return cls(_file_rows(path, class_names), len(class_names))
+            return cls(_file_rows(path, class_names), len(class_names), class_names)
         except UnicodeDecodeError as error:
             raise UserError(f"{path}: a byte at {error.start} is not UTF-8; save the texts as UTF-8") from error
         except csv.Error as error:
@@ -184,7 +191,9 @@ def build_corpus(texts: str | Sequence[str] | None, source: ImageSource) -> Clas
     """
     texts = texts or default_texts(source)
     parts = [part.strip() for part in texts.split("+")] if isinstance(texts, str) else list(texts)
-    return ClassTextCorpus.merge(*[_part(part, source) for part in parts])
+    corpus = ClassTextCorpus.merge(*[_part(part, source) for part in parts])
+    corpus.class_names = list(source.class_names)
+    return corpus
 
 
 def _part(part: str, source: ImageSource) -> ClassTextCorpus:
@@ -243,9 +252,20 @@ def _record_rows(path: Path, records: Iterator[tuple[int, Any]], class_names: Se
                 raise UserError(f"{where}: {record.get('class_name')!r} is not the name of exactly one class")
         elif isinstance(label, bool) or not re.fullmatch(r"-?\d+", str(label)):
             raise UserError(f"{where}: label {label!r} is not a class number; use 'class_name' for names")
+        elif record.get("class_name") not in (None, ""):
+            label = _named_label(where, int(label), str(record["class_name"]), index, class_names)
         if not 0 <= int(label) < len(class_names):
             raise UserError(f"{where}: label {label} is outside 0 … {len(class_names) - 1}; mend or remove it")
         yield TextRow(int(label), record["text"], record.get("source") or path.name, record.get("license") or "")
+
+
+def _named_label(where: str, label: int, name: str, index: dict[str, int], class_names: Sequence[str]) -> int:
+    """The class of a line that says its number and its name, in a file that may be of another order."""
+    if 0 <= label < len(class_names) and class_names[label] == name:
+        return label
+    if name not in index:
+        raise UserError(f"{where}: {name!r} is not the name of exactly one class, nor that of class {label}; mend it")
+    return index[name]
 
 
 def _folder_rows(folder: Path, class_names: Sequence[str]) -> Iterator[TextRow]:

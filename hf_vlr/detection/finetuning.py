@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
 from torch.utils.data import DataLoader
 from torchvision.models.detection import MaskRCNN
 from tqdm import tqdm
@@ -25,20 +26,21 @@ GRADIENT_NORM = 1.0
 def finetune(
     tower: nn.Module, mean: Sequence[float], std: Sequence[float], settings: DetectionSettings, note: str = "training"
 ) -> MaskRCNN:
-    """A detector of `CATEGORIES` around `tower`, which is trained too; `mean`, `std` of the tower's images."""
+    """A detector of `CATEGORIES` around `tower`, which is trained too; `mean`, `std` of the tower's images.
+
+    With `settings.tower_lr` 0 the tower stays as it is, to the bit: its parameters need no gradient from then on, and
+    its batch normalisation uses the statistics that it has and does not follow the batches.
+    """
     settings.check()
     torch.manual_seed(seed_for(settings.seed, 0, 0, "detector"))
     backbone = PyramidBackbone(tower, settings.channels, settings.size)
     detector = build_detector(backbone, len(CATEGORIES), settings.size, mean, std)
-    own = {id(parameter) for parameter in tower.parameters()}
-    groups = [
-        {"params": [p for p in detector.parameters() if id(p) not in own], "lr": settings.lr},
-        {"params": list(tower.parameters()), "lr": settings.tower_lr},
-    ]
-    optimizer = torch.optim.AdamW(groups, weight_decay=1e-4)
+    optimizer = torch.optim.AdamW(_rates(detector, tower, settings), weight_decay=1e-4)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, _warm_cosine(settings.steps))
     scenes = Scenes("train", settings.scenes, settings.size, seed=settings.seed)
     detector.train()
+    if settings.tower_lr == 0:
+        _freeze(tower)
     for step in tqdm(range(settings.steps), desc=note, unit="step", leave=False, disable=None):
         # a step's scenes and its random choices are a function of (seed, step)
         rows = numpy_generator(settings.seed, 0, step, "detector/rows").integers(len(scenes), size=settings.batch_size)
@@ -53,6 +55,23 @@ def finetune(
         optimizer.step()
         schedule.step()
     return detector.eval()
+
+
+def _rates(detector: MaskRCNN, tower: nn.Module, settings: DetectionSettings) -> list[dict[str, Any]]:
+    """The new layers and the tower, each with its rate."""
+    own = {id(parameter) for parameter in tower.parameters()}
+    return [
+        {"params": [p for p in detector.parameters() if id(p) not in own], "lr": settings.lr},
+        {"params": list(tower.parameters()), "lr": settings.tower_lr},
+    ]
+
+
+def _freeze(tower: nn.Module) -> None:
+    """No gradient for the parameters, and no following of the batches for what has running statistics."""
+    tower.requires_grad_(False)
+    for module in tower.modules():
+        if isinstance(module, _NormBase):
+            module.eval()
 
 
 @torch.no_grad()

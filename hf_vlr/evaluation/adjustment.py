@@ -2,7 +2,6 @@
 
 import csv
 import difflib
-import hashlib
 import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -12,8 +11,12 @@ from typing import Any
 import numpy as np
 
 from hf_vlr.errors import UserError
-from hf_vlr.evaluation.adjustment_methods import METHODS, Array, Bench, Images, Settings
-from hf_vlr.evaluation.document import PROTOCOL_FIELDS
+from hf_vlr.evaluation.adjustment_bench import Array, Bench, Images, Settings
+from hf_vlr.evaluation.adjustment_methods import METHODS
+from hf_vlr.evaluation.apart import check_apart
+from hf_vlr.evaluation.document import BRANCHES, PROTOCOL_FIELDS
+from hf_vlr.evaluation.learnt_shares import stated_by
+from hf_vlr.evaluation.main_predictor import main_predictor, steps_done
 from hf_vlr.evaluation.predictions import Predictions
 from hf_vlr.evaluation.text_file import write_text
 from hf_vlr.posthoc.class_prior import from_counts
@@ -90,18 +93,19 @@ def adjust(
     classifier: Array | None = None,
     predictor: str | None = None,
 ) -> Adjusted:
-    """Apply `steps` one after the other to a predictor of `reported` ("fused", else the first, unless named).
+    """Apply `steps` one after the other to a predictor of `reported`, by default its main one.
 
     What a step learns from labels it learns on `tuning`, to which the earlier steps have been applied too; EM learns
     from the reported images without their labels. `classifier`: weights [C, D] that tau-norm changes. Raises
     `UserError` where a step lacks what it needs, where the class shares that a step presumes have been changed by an
-    earlier one, where `tuning` holds the reported images (`check_apart`), and for arrays that do not fit.
+    earlier one, in this call or before, where `tuning` holds the reported images (`check_apart`), and for arrays that
+    do not fit.
     """
-    _check_steps(steps)
     predictions = reported.predictions
     base = predictor or main_predictor(predictions)
-    bench = _bench(reported, tuning, base, classifier)
-    scores, name, told, lines, warnings, priors = {base: bench.reported.scores}, base, [], [], [], {}
+    _check_steps(steps, [step["method"] for step in steps_done(predictions.protocol, base)])
+    bench, doubts = _bench(reported, tuning, base, classifier)
+    scores, name, told, lines, warnings, priors = {base: bench.reported.scores}, base, [], [], [*doubts], {}
     for step in steps:
         fitted = METHODS[step.method].fit(Settings(step.method, step.words), bench)
         name = f"{name} + {step.method}"
@@ -121,36 +125,6 @@ def adjust(
     return Adjusted(adjusted, tuple(lines), tuple(warnings), priors)
 
 
-def main_predictor(predictions: Predictions) -> str:
-    """ "fused" where there is one, else the first; raises `UserError` without any."""
-    names = list(predictions.scores)
-    if not names:
-        raise UserError("there is no predictor to adjust: give predictions with scores")
-    return "fused" if "fused" in names else names[0]
-
-
-def check_apart(reported: Predictions, tuning: Predictions, predictor: str) -> None:
-    """Raise `UserError` where the tuning images are reported ones.
-
-    They are where both know the identities of their images and share one (with one label: numbers that are only
-    positions name different images). Otherwise, where at least half of the tuning images have the label and, bit for
-    bit, the scores of a reported one, or where both say that they are the same split of the same source.
-    """
-    shared = _shared_rows(reported, tuning)
-    if not shared:
-        one, other = set(_fingerprints(reported, predictor)), _fingerprints(tuning, predictor)
-        shared = sum(row in one for row in other)
-        shared = shared if 2 * shared >= len(other) else 0
-    same = [reported.protocol.get(key) == tuning.protocol.get(key) is not None for key in ("source", "split")]
-    if not shared and all(same) and np.array_equal(reported.labels, tuning.labels):
-        shared = len(tuning.labels)
-    if shared:
-        raise UserError(
-            f"{shared} of the {len(tuning.labels)} tuning images are among the reported ones: nothing is tuned on what "
-            "is reported; give --tune another split, such as validation"
-        )
-
-
 def write_priors(folder: Path, predictions: Predictions, priors: Mapping[str, Array]) -> None:
     """`em_prior.csv`: a row for each class and estimate, with its share in training and the estimated one."""
     text = io.StringIO()
@@ -163,10 +137,11 @@ def write_priors(folder: Path, predictions: Predictions, priors: Mapping[str, Ar
     write_text(folder / PRIOR_FILE, text.getvalue())
 
 
-def _check_steps(steps: Sequence[Step]) -> None:
-    moved = None
+def _check_steps(steps: Sequence[Step], done: Sequence[str]) -> None:
+    """`done`: the methods that have been applied already."""
+    moved = next((name for name in reversed(done) if name in METHODS and METHODS[name].moves_prior), None)
     for place, step in enumerate(steps):
-        if step.method == "tau-norm" and place:
+        if step.method == "tau-norm" and (place or done):
             raise UserError("tau-norm replaces the classifier, so it comes first: put it before the other methods")
         if not METHODS[step.method].moves_prior:
             continue
@@ -183,19 +158,31 @@ def _check_steps(steps: Sequence[Step]) -> None:
         moved = step.method
 
 
-def _bench(reported: Material, tuning: Material | None, base: str, classifier: Array | None) -> Bench:
-    """All arrays, read and checked."""
+def _bench(
+    reported: Material, tuning: Material | None, base: str, classifier: Array | None
+) -> tuple[Bench, tuple[str, ...]]:
+    """All arrays, read and checked, and what is to be doubted of them."""
+    doubts: tuple[str, ...] = ()
     images = _images(reported, base)
     others = None if tuning is None else _images(tuning, base)
     if tuning is not None:
         apart = (one.predictions.with_scores({base: of.scores}) for one, of in ((reported, images), (tuning, others)))
-        check_apart(*apart, base)
+        doubts = check_apart(*apart, base)
         if others.scores.shape[1] != images.scores.shape[1]:
             raise UserError(
                 f"the tuning images have {others.scores.shape[1]} classes, the reported ones {images.scores.shape[1]}: "
                 "give another split of the same data"
             )
-    return Bench(images, others, _split_name(tuning), reported.predictions.train_counts, classifier)
+    predictions = reported.predictions
+    learnt, branches = stated_by(predictions.protocol), _branches(reported.zero_shot or predictions)
+    bench = Bench(images, others, _split_name(tuning), predictions.train_counts, learnt, classifier, branches)
+    return bench, doubts
+
+
+def _branches(predictions: Predictions) -> tuple[str, ...]:
+    """The predictors that are branches of a trained recogniser; none of a zero-shot model, which has no visual one."""
+    names = [name for name in BRANCHES if name in predictions.scores]
+    return tuple(names) if {"fused", "visual"} & set(names) else ()
 
 
 def _before(predictions: Predictions) -> dict[str, Any]:
@@ -208,7 +195,9 @@ def _images(material: Material, predictor: str) -> Images:
     predictions, features = material.predictions, material.features
     if predictor not in predictions.scores:
         names = ", ".join(predictions.scores)
-        raise UserError(f"{_split_name(material)} has no predictor {predictor}, only {names}")
+        raise UserError(
+            f"{_split_name(material)} has no predictor {predictor}, only {names}: choose one with --predictor"
+        )
     scores = checked_scores(predictions.scores[predictor])
     if scores.shape[1] != predictions.num_classes:
         raise UserError(f"scores have {scores.shape[1]} columns for {predictions.num_classes} classes")
@@ -227,18 +216,6 @@ def _check_same_images(predictions: Predictions, zero_shot: Predictions) -> None
     same = np.array_equal(predictions.labels, zero_shot.labels)
     if not same or (known and not np.array_equal(predictions.rows, zero_shot.rows)):
         raise UserError("the zero-shot predictions are of other images than those they are mixed with: score one split")
-
-
-def _shared_rows(reported: Predictions, tuning: Predictions) -> int:
-    if reported.rows is None or tuning.rows is None:
-        return 0
-    _, here, there = np.intersect1d(reported.rows, tuning.rows, return_indices=True)
-    return len(here) if np.array_equal(reported.labels[here], tuning.labels[there]) else 0
-
-
-def _fingerprints(predictions: Predictions, predictor: str) -> list[bytes]:
-    pairs = zip(predictions.labels.tolist(), predictions.scores[predictor])
-    return [hashlib.blake2b(row.tobytes() + b"%d" % label, digest_size=16).digest() for label, row in pairs]
 
 
 def _split_name(material: Material | None) -> str:

@@ -7,7 +7,7 @@ import numpy as np
 
 from hf_vlr.errors import UserError
 from hf_vlr.evaluation.adjustment import Material
-from hf_vlr.evaluation.adjustment_methods import Array
+from hf_vlr.evaluation.adjustment_bench import Array
 from hf_vlr.evaluation.arrays import SUFFIXES, check_sizes, read_array, whole_numbers
 from hf_vlr.evaluation.document import PROTOCOL_FIELDS
 from hf_vlr.evaluation.predictions import Predictions, read_predictions

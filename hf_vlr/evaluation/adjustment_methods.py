@@ -3,19 +3,14 @@
 Letters: `N` images, `C` classes, `D` width of features.
 """
 
-import difflib
-import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy.typing as npt
-
 from hf_vlr.errors import UserError
-from hf_vlr.evaluation.arrays import read_array
-from hf_vlr.evaluation.priors import PRIORS, prior_weights
+from hf_vlr.evaluation.adjustment_bench import Array, Bench, Fitted, Images, Settings
+from hf_vlr.evaluation.priors import PRIORS
 from hf_vlr.posthoc import (
-    class_prior,
     em_prior,
     ensembling,
     label_bias,
@@ -26,87 +21,10 @@ from hf_vlr.posthoc import (
     tuning,
 )
 
-Array = npt.NDArray[Any]
 TAUS = tuple(round(0.1 * step, 1) for step in range(31))
-# per class; below, EM is warned of
+# per class; up to these, EM is warned of
 EM_IMAGES = 10
 WEIGHTS = tuple(round(0.05 * step, 2) for step in range(21))
-
-
-@dataclass(frozen=True)
-class Images:
-    """One split as a method sees it: scores [N, C], labels [N], features [N, D].
-
-    other: scores [N, C] of a second model by predictor's name; other_names: those that may be mixed in.
-    """
-
-    scores: Array
-    labels: Array
-    other: Mapping[str, Array]
-    other_names: tuple[str, ...] = ()
-    features: Array | None = None
-
-
-@dataclass(frozen=True)
-class Bench:
-    """What a method may use: the reported images, others to choose on, training images per class, a classifier [C, D].
-
-    split: what the tuning images are called.
-    """
-
-    reported: Images
-    tuning: Images | None
-    split: str
-    train_counts: Array
-    classifier: Array | None = None
-
-
-@dataclass(frozen=True)
-class Fitted:
-    """A method with all its parameters. told: what a reader must know of it; prior: class shares it has estimated."""
-
-    apply: Callable[[Images], Array]
-    told: dict[str, Any]
-    warnings: tuple[str, ...] = ()
-    prior: Array | None = None
-
-
-class Settings:
-    """The `key=value` words of one step, as text."""
-
-    def __init__(self, method: str, words: Mapping[str, str]) -> None:
-        self.method, self.words = method, words
-
-    def text(self, key: str, default: str, choices: Sequence[str] = ()) -> str:
-        value = self.words.get(key, default)
-        if choices and value not in choices:
-            raise UserError(f"{self.method} {key}={value} is not one of {', '.join(choices)}")
-        return value
-
-    def numbers(self, key: str) -> tuple[float, ...]:
-        """The numbers of a comma-separated value; none where the key is not given."""
-        try:
-            values = tuple(float(part) for part in self.words[key].split(",")) if key in self.words else ()
-        except ValueError:
-            raise UserError(
-                f"{self.method} {key}={self.words[key]}: give a number, or several to choose from"
-            ) from None
-        if not all(map(math.isfinite, values)):
-            raise UserError(f"{self.method} {key}={self.words[key]}: give finite numbers")
-        return values
-
-    def prior(self, key: str, default: str, train_counts: Array) -> Array:
-        """Class shares by name: train, uniform, forward-R, backward-R, or the numbers [C] in a .npy file."""
-        name = self.words.get(key, default)
-        if name == "train":
-            return class_prior.from_counts(train_counts)
-        if name in PRIORS:
-            return class_prior.checked_prior(prior_weights(name, train_counts), len(train_counts), key)
-        if not name.endswith(".npy"):
-            near = difflib.get_close_matches(name, ("train", *PRIORS), n=1)
-            hint = f"; did you mean {near[0]}?" if near else ""
-            raise UserError(f"{self.method} {key}={name}: use train, {', '.join(PRIORS)} or a .npy file{hint}")
-        return class_prior.checked_prior(read_array(name, "class shares"), len(train_counts), f"prior of {name}")
 
 
 def _chosen(
@@ -152,21 +70,25 @@ def _logit_adjustment(settings: Settings, bench: Bench) -> Fitted:
     tau, told, warnings = _chosen(
         settings, "tau", TAUS, bench, lambda images: logit_adjustment.candidates(images.scores, counts)
     )
+    learnt = bench.learnt
+    if "tuned" not in told and learnt.doubt is None and learnt.power not in (1.0, tau):
+        found = f"the training lets the scores learn {learnt.name} shares"
+        warnings = (f"{found}, which tau={learnt.power:g} takes out, not tau={tau:g}",)
     return Fitted(lambda images: logit_adjustment.adjusted(images.scores, counts, tau), told, warnings)
 
 
 def _prior_correction(settings: Settings, bench: Bench) -> Fitted:
-    train = settings.prior("learnt", "train", bench.train_counts)
+    learnt, train, warnings = settings.learnt(bench)
     if "prior" not in settings.words:
         known = ", ".join(PRIORS)
         raise UserError(f"prior-correction needs the class shares of the test images: prior={known} or FILE.npy")
-    test = settings.prior("prior", "uniform", bench.train_counts)
-    told = {"prior": settings.words["prior"], "learnt": settings.text("learnt", "train")}
-    return Fitted(lambda images: prior_correction.to_prior(images.scores, train, test), told)
+    test = settings.prior("prior", settings.words["prior"], bench.train_counts)
+    told = {"prior": settings.words["prior"], "learnt": learnt}
+    return Fitted(lambda images: prior_correction.to_prior(images.scores, train, test), told, warnings)
 
 
 def _em(settings: Settings, bench: Bench) -> Fitted:
-    train = settings.prior("learnt", "train", bench.train_counts)
+    learnt, train, guessed = settings.learnt(bench)
     found = em_prior.estimate(bench.reported.scores, train)
 
     def apply(images: Images) -> Array:
@@ -175,17 +97,17 @@ def _em(settings: Settings, bench: Bench) -> Fitted:
         return prior_correction.to_prior(images.scores, train, own.prior)
 
     told = {
-        "learnt": settings.text("learnt", "train"),
+        "learnt": learnt,
         "iterations": found.iterations,
         "converged": found.converged,
         "smallest_share": float(found.prior.min()),
         "largest_share": float(found.prior.max()),
     }
     num_images, num_classes = bench.reported.scores.shape
-    warnings = []
+    warnings = [*guessed]
     if not found.converged:
         warnings.append(f"em still moved after {found.iterations} steps: its prior is approximate")
-    if num_images < EM_IMAGES * num_classes:
+    if num_images <= EM_IMAGES * num_classes:
         warnings.append(f"em estimated {num_classes} shares from {num_images} images: they are noisy")
     return Fitted(apply, told, tuple(warnings), found.prior)
 
@@ -239,19 +161,26 @@ def _ensemble(settings: Settings, bench: Bench) -> Fitted:
 
 
 def _gla(settings: Settings, bench: Bench) -> Fitted:
-    images, name, counts = _tuning(settings, bench), _other(settings, bench), bench.train_counts
+    images, name = _tuning(settings, bench), _other(settings, bench)
+    learnt, train, guessed = settings.learnt(bench)
     bias = label_bias.estimate(images.other[name], images.labels)
     told = {
         "with": name,
+        "learnt": learnt,
         "label_bias": {"split": bench.split, "images": len(images.labels), "converged": bias.converged},
     }
-    warning = (
-        f"gla: {bias.unseen} classes have no image in {bench.split}; their bias is taken to be the mean of the others"
-    )
+    warnings = [*guessed]
+    if name in bench.branches:
+        warnings.append(
+            f"gla: {name} is a trained branch, not a zero-shot model as the method presumes: give --with one"
+        )
+    if bias.unseen:
+        unseen = f"gla: {bias.unseen} classes have no image in {bench.split}"
+        warnings.append(f"{unseen}; their bias is taken to be the mean of the others")
     return Fitted(
-        lambda images: ensembling.generalised_logit_adjustment(images.scores, images.other[name], counts, bias.prior),
+        lambda images: ensembling.generalised_logit_adjustment(images.scores, images.other[name], train, bias.prior),
         told,
-        (warning,) if bias.unseen else (),
+        tuple(warnings),
     )
 
 
@@ -286,5 +215,5 @@ METHODS = {
     "em": Method(_em, ("learnt",), moves_prior=True),
     "temperature": Method(_temperature, ("t", "criterion")),
     "ensemble": Method(_ensemble, ("weight", "space", "with", "criterion")),
-    "gla": Method(_gla, ("with",), moves_prior=True),
+    "gla": Method(_gla, ("with", "learnt"), moves_prior=True),
 }

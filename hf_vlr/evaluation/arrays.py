@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from hf_vlr.errors import UserError
 from hf_vlr.evaluation.document import PROTOCOL_FIELDS
-from hf_vlr.evaluation.predictions import Predictions
+from hf_vlr.evaluation.predictions import Predictions, check_predictor, numbered
 
 SUFFIXES = (".npy", ".npz", ".csv", ".txt")
 Place = str | os.PathLike[str]
@@ -24,12 +24,13 @@ def read_arrays(
 
     `.npy` logits are mapped, not read, so that they may be larger than the memory; nothing is unpickled. Numbers also
     come as `.npz` of one array, `.csv` or `.txt`; `class_names` is a text file with a name a line. Every field of the
-    protocol is None, because arrays do not say where they come from. Raises `UserError` for a file that cannot be read
-    and for sizes that do not fit each other.
+    protocol is None, because arrays do not say where they come from. Raises `UserError` for a file that cannot be read,
+    for sizes that do not fit each other and for a `predictor` that cannot be called so.
     """
+    check_predictor(predictor)
     scores = read_array(logits, "logits")
     known, counts = whole_numbers(labels, "labels"), whole_numbers(train_counts, "train counts")
-    names = [f"class {index}" for index in range(len(counts))] if class_names is None else read_names(class_names)
+    names = numbered(len(counts)) if class_names is None else read_names(class_names)
     check_sizes(logits, scores, known, counts, names)
     return Predictions({predictor: scores}, known, counts, tuple(names), dict.fromkeys(PROTOCOL_FIELDS))
 
@@ -103,9 +104,11 @@ def read_names(place: Place) -> list[str]:
 
 def _text_array(path: Path) -> npt.NDArray[Any]:
     """Numbers separated by commas or spaces; a first line of words is a heading."""
-    lines = path.read_text(encoding="utf-8-sig").splitlines()
+    lines = [line for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
     separator = "," if lines and "," in lines[0] else None
     skipped = 1 if lines and not _is_number(lines[0].split(separator)[0]) else 0
+    if not lines[skipped:]:
+        raise ValueError("it holds no numbers")
     whole = all(cell.strip().lstrip("+-").isdigit() for line in lines[skipped:] for cell in line.split(separator))
     return np.loadtxt(lines[skipped:], delimiter=separator, dtype=np.int64 if whole else np.float64)
 

@@ -58,19 +58,6 @@ def paired_bootstrap(
     return _interval(difference, labels, statistic, num_resamples, seed, confidence)
 
 
-def bootstrap_interval(
-    correct: npt.ArrayLike,
-    labels: npt.ArrayLike,
-    statistic: str | npt.NDArray[np.bool_] = "accuracy",
-    num_resamples: int = 10000,
-    seed: int = 0,
-    confidence: float = 0.95,
-) -> Interval:
-    """Interval of one predictor's statistic. Arguments and errors as in `paired_bootstrap`."""
-    labels = _checked_labels(labels)
-    return _interval(_mean_correct(correct, labels), labels, statistic, num_resamples, seed, confidence)
-
-
 def bootstrap_intervals(
     correct: npt.ArrayLike,
     labels: npt.ArrayLike,

@@ -13,6 +13,7 @@ from hf_vlr.randomness import numpy_generator
 
 # numbers that are drawn at a time, 32 MiB of float64
 _CHUNK = 2**22
+_ROUNDING = 1e-12
 
 
 def sign_flip_p(contributions: npt.ArrayLike, num_resamples: int = 10000, seed: int = 0) -> float:
@@ -117,13 +118,16 @@ def _squares(rows: Sequence[Sequence[float]]) -> float:
 
 
 def _student_p(difference: float, variance: float, freedom: int) -> float:
-    """p of a difference whose squared standard error is `variance`."""
+    """p of a difference whose squared standard error is `variance`; 1 without any.
+
+    Runs that agree to the last digit are copies, or too coarse to show their spread: no evidence of a difference.
+    """
     from scipy.special import stdtr
 
     # below what rounding leaves of equal numbers
-    if abs(difference) < 1e-12:
+    if abs(difference) < _ROUNDING or variance < _ROUNDING**2:
         return 1.0
-    return 0.0 if variance == 0 else float(2 * stdtr(freedom, -abs(difference) / variance**0.5))
+    return float(2 * stdtr(freedom, -abs(difference) / variance**0.5))
 
 
 def _index(size: int) -> npt.DTypeLike:

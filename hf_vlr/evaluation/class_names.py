@@ -40,10 +40,11 @@ def match_classes(
     _match_synonyms(model_names, class_names, found)
     missing = [class_names[index] for index in np.flatnonzero(found < 0)]
     if missing:
+        order = "; if both list the same classes in the same order, add --class-order"
         raise UserError(
             f"{model} has no output for {len(missing)} of the dataset's {len(class_names)} classes: {_some(missing)}; "
-            f"it knows {len(model_names)}: {_some(model_names)}; if both list the same classes in the same order, "
-            "add --class-order"
+            f"it knows {len(model_names)}: {_some(model_names)}"
+            + (order if len(model_names) == len(class_names) else "")
         )
     return found
 

@@ -26,22 +26,21 @@ Every number of an entry comes from one predictor, except in an entry with `mixe
 
 import json
 import os
-import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from hf_vlr import __version__
 from hf_vlr.data.shots import ShotRule, shot_rule
 from hf_vlr.errors import UserError
 from hf_vlr.evaluation.metrics import evaluate_outcome, write_per_class_csv, write_text
 from hf_vlr.evaluation.mixed import mixed_convention
 from hf_vlr.evaluation.outcome import Outcome, measure
 from hf_vlr.evaluation.predictions import METRICS_FILE, Predictions
+from hf_vlr.evaluation.versions import versions
 
 SCHEMA = 2
+PACKAGES = ("torch", "transformers", "numpy")
 PER_CLASS_FILE = "per_class.csv"
 # Without these a number cannot be compared with another one.
 PROTOCOL_FIELDS = ("split", "resolution", "test_time_augmentation", "pretraining", "texts", "seed")
@@ -73,7 +72,7 @@ def metrics_document(
         entries[name]["worst_class_name"] = predictions.class_names[worst]
     if mixed_convention:
         entries[MIXED_NAME] = _mixed(predictions, outcomes["fused"], rule, resamples)
-    stated = {"versions": _versions()} | dict(predictions.protocol) | {"rule": asdict(shot_rule(rule))}
+    stated = {"versions": versions(PACKAGES)} | dict(predictions.protocol) | {"rule": asdict(shot_rule(rule))}
     return {"schema": SCHEMA, "protocol": stated, "predictors": entries}
 
 
@@ -118,8 +117,3 @@ def write_metrics(
     path = Path(folder) / METRICS_FILE
     write_text(path, text)
     return path
-
-
-def _versions() -> dict[str, str]:
-    packages = ("torch", "transformers", "numpy")
-    return {"hf_vlr": __version__, "python": platform.python_version()} | {name: version(name) for name in packages}

@@ -4,6 +4,7 @@ others, and towers without language.
 Letters: `N` images, `S` sentences, `D` width of the space.
 """
 
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from functools import cached_property
@@ -15,6 +16,7 @@ from torch import Tensor
 from transformers import AutoConfig, AutoImageProcessor, AutoTokenizer, PreTrainedConfig, PreTrainedModel
 
 from hf_vlr.data.batches import Collator
+from hf_vlr.data.places import HUB_NAME
 from hf_vlr.data.source import ImageSource
 from hf_vlr.errors import UserError
 from hf_vlr.evaluation.caching import evaluation_cache
@@ -26,6 +28,7 @@ from hf_vlr.training.run_data import transforms
 from hf_vlr.training.tower_specs import UNLOADABLE, first_line
 
 OWN_TYPES = ("unicl", "vlltr")
+NO_HUB_NAME = "a model on the Hub is called ORG/NAME"
 Tokenize = Callable[[list[str]], dict[str, Tensor]]
 
 
@@ -153,11 +156,23 @@ def open_encoder(location: str, recipe: Recipe) -> Encoder:
 
 
 def read_config(location: str) -> PreTrainedConfig:
-    """The configuration of a model; raises `UserError` where there is none."""
+    """The configuration of a model; raises `UserError` where there is none.
+
+    What is neither a folder nor ORG/NAME is looked for among downloaded models only.
+    """
+    folder = Path(location).is_dir()
+    named = re.fullmatch(HUB_NAME, location) is not None and not location.startswith((".", "~"))
     try:
-        return AutoConfig.from_pretrained(location, trust_remote_code=False)
+        return AutoConfig.from_pretrained(location, trust_remote_code=False, local_files_only=not (folder or named))
     except UNLOADABLE as error:
-        raise UserError(f"model {location} cannot be read: {first_line(error)}") from error
+        raise UserError(f"model {location} cannot be read: {_why(error, folder, named)}") from error
+
+
+def _why(error: BaseException, folder: bool, named: bool) -> str:
+    """Why a model cannot be read: a folder that is not there comes before what the Hub says."""
+    if folder:
+        return first_line(error)
+    return f"there is no such folder, and {f'on the Hub: {first_line(error)}' if named else NO_HUB_NAME}"
 
 
 def read_own(location: str, config: PreTrainedConfig) -> tuple[UniCLModel | VLLTRForImageClassification, Any]:
@@ -182,8 +197,3 @@ def read_tokenizer(location: str) -> Any:
 def best_device() -> torch.device:
     """The machine's accelerator, else its CPU."""
     return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
-
-
-def is_folder(location: str) -> bool:
-    """Whether a model lies in a folder here, rather than on the Hub."""
-    return Path(location).is_dir()

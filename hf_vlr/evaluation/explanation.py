@@ -8,6 +8,7 @@ from PIL import Image
 
 from hf_vlr.data.shots import shot_names
 from hf_vlr.data.source import ImageSource
+from hf_vlr.evaluation.main_predictor import main_predictor
 from hf_vlr.evaluation.predictions import Predictions
 from hf_vlr.evaluation.predictors import log_softmax
 from hf_vlr.evaluation.subject import Sentences
@@ -19,8 +20,6 @@ if TYPE_CHECKING:
 Explain = Callable[[ImageSource, Sequence[int]], list[Sentences]]
 COUNT = 12
 THUMBNAIL = 160
-# the predictor that a report shows, the first that there is
-PREFERENCE = ("fused", "language", "all texts", "visual")
 
 
 def make_examples(
@@ -57,11 +56,6 @@ def make_examples(
         )
         for index, (label, guess) in enumerate(zip(chosen.labels.tolist(), predicted.tolist(), strict=True))
     ]
-
-
-def main_predictor(predictions: Predictions) -> str:
-    """The predictor that stands for the model: the fusion of the branches where there is one."""
-    return next((name for name in PREFERENCE if name in predictions.scores), next(iter(predictions.scores)))
 
 
 def thumbnail(image: Image.Image) -> Image.Image:

@@ -1,6 +1,8 @@
 """The recognisers of this package as subjects of an evaluation: visual branch, language branch and their fusion."""
 
 from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -10,6 +12,7 @@ from hf_vlr.data.source import ImageSource
 from hf_vlr.evaluation.class_names import match_classes
 from hf_vlr.evaluation.encoders import UniCLEncoder
 from hf_vlr.evaluation.predictors import Scores, recognise
+from hf_vlr.evaluation.protocol import RECIPE_FILE, training_of
 from hf_vlr.evaluation.subject import Sentences, Subject, Train
 from hf_vlr.features import Transform
 from hf_vlr.modeling import VLLTRForImageClassification
@@ -43,6 +46,17 @@ class Recogniser(Subject):
         counts = self.model.head.class_counts.cpu().numpy().astype(np.int64)
         # a converted checkpoint was not told
         return counts[self.outputs] if counts.any() else None
+
+    def protocol(self) -> dict[str, Any]:
+        """What the run that made it says of its task and its texts holds; else that it recognises."""
+        stated = super().protocol()
+        if (Path(self.location) / RECIPE_FILE).is_file():
+            del stated["task"], stated["texts"]
+        if self.model.config.num_anchors:
+            # also where the run's own numbers are not there to tell
+            weight = {"fusion_weight": self.model.config.fusion_weight}
+            stated["training"] = training_of(self.location) | weight
+        return stated
 
     def sentences(self, source: ImageSource, classes: Sequence[int], count: int = 3) -> list[Sentences]:
         features = self.encoder.image_features(source)

@@ -1,5 +1,6 @@
 """The end of every evaluation: its numbers printed, and its folder written."""
 
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -32,9 +33,10 @@ def record(
     """Print the table of `predictions` and return their metrics document; with a folder also write it.
 
     The folder gets `predictions.npz`, `per_class.csv`, `report.html` (unless `options.report` is false) and, last,
-    `metrics.json`: where that is, the evaluation was complete. `examples` and the gain over a `reference` go into the
-    report. With `keep_predictions` the folder's own file stays as it is, because they were read from it. Raises
-    `UserError` that says `then` where the disk is full, for a reference on other images, and as `metrics_document`.
+    `metrics.json`: where that is, the evaluation was complete; what an earlier one left there goes first. `examples`
+    and the gain over a `reference` go into the report. With `keep_predictions` the folder's own file stays as it is,
+    because they were read from it. Raises `UserError` that says `then` where the disk is full, for a reference on other
+    images, and as `metrics_document`.
     """
     if reference is not None:
         check_reference(predictions, reference)
@@ -43,7 +45,11 @@ def record(
     if folder is not None:
         with writing(folder / PREDICTIONS_FILE, then):
             folder.mkdir(parents=True, exist_ok=True)
+            # no report beside numbers that it does not show
+            (folder / REPORT_FILE).unlink(missing_ok=True)
             if not keep_predictions:
+                # else they hold the protocol of the predictions that stay
+                (folder / METRICS_FILE).unlink(missing_ok=True)
                 write_predictions(folder / PREDICTIONS_FILE, predictions)
         if options.report:
             report = _report(predictions, document, examples, reference)
@@ -61,7 +67,8 @@ def print_summary(predictions: Predictions, document: dict[str, Any]) -> None:
     classes = f"classes {protocol['classes']}" if protocol.get("classes") else None
     notes = [f"{len(predictions.labels)} images", classes, protocol.get("test_time_augmentation")]
     print(f"{protocol.get('split') or 'predictions'}: {', '.join(note for note in notes if note)}")
-    print(render_table(document["predictors"]))
+    # every number, folded where the terminal is narrow
+    print(render_table(document["predictors"], wide=True, width=shutil.get_terminal_size().columns))
 
 
 def _per_class(predictions: Predictions, rule: str) -> dict[str, list[dict[str, Any]]]:

@@ -53,5 +53,5 @@ class Subject(ABC):
 
     def protocol(self) -> dict[str, Any]:
         """What a reader must know of the model."""
-        stated = {"model": self.location, "parameters": self.num_params, "texts": self.texts, "classes": self.note}
-        return {name: value for name, value in stated.items() if value is not None}
+        stated = {"model": self.location, "parameters": self.num_params, "task": self.task, "texts": self.texts}
+        return stated | ({} if self.note is None else {"classes": self.note})

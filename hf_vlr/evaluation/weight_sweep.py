@@ -8,8 +8,8 @@ from pathlib import Path
 from hf_vlr.disk import writing
 from hf_vlr.errors import UserError
 from hf_vlr.evaluate import predict, recipe_of
-from hf_vlr.evaluation.adjustment import main_predictor
-from hf_vlr.evaluation.adjustment_methods import Array
+from hf_vlr.evaluation.adjustment_bench import Array
+from hf_vlr.evaluation.main_predictor import main_predictor
 from hf_vlr.evaluation.subjects import open_subject
 from hf_vlr.evaluation.text_file import write_text
 from hf_vlr.posthoc.tuning import Tuned
@@ -42,7 +42,7 @@ def write_interpolation(
 
     One of `weights` is a itself; of several (`weight_interpolation.GRID` where none are given) the best is chosen on
     the validation images, as `hf-vlr eval` would score them with the fine-tuned run's recipe and `overrides`, by
-    `predictor` ("fused", else the first). Nothing is kept of what the towers compute on the way. Raises `UserError`
+    `predictor` (by default the main one). Nothing is kept of what the towers compute on the way. Raises `UserError`
     for folders that do not fit each other, and as `hf_vlr.evaluate.predict` does.
     """
     if Path(output).exists():

@@ -6,13 +6,15 @@ import numpy.typing as npt
 from hf_vlr.errors import UserError
 
 Prior = npt.NDArray[np.float64]
+LARGEST_POWER = 100.0
 
 
-def from_counts(train_counts: npt.ArrayLike) -> Prior:
-    """π_c = max(n_c, 1) / Σ_k max(n_k, 1) of training images n per class [C], float64.
+def from_counts(train_counts: npt.ArrayLike, power: float = 1.0) -> Prior:
+    """π_c = max(n_c, 1)^p / Σ_k max(n_k, 1)^p of training images n per class [C] and a power p, float64.
 
     A class without training images counts as one image: log π is finite, and no class is rarer than a class of one.
-    Raises `UserError` for negative counts, and where no class has an image.
+    p = 1: the shares of the training images; ½: of classes drawn in proportion to √n; 0: uniform. Raises `UserError`
+    for negative counts, where no class has an image, and for a power beyond ±100.
     """
     counts = np.asarray(train_counts)
     if counts.ndim != 1 or not counts.size or not np.issubdtype(counts.dtype, np.number):
@@ -22,8 +24,21 @@ def from_counts(train_counts: npt.ArrayLike) -> Prior:
         raise UserError("train counts must not be negative: give the number of training images of each class")
     if not counts.any():
         raise UserError("no class has training images: there is no training prior to correct for")
-    floored = np.maximum(counts, 1.0)
-    return floored / floored.sum()
+    with np.errstate(over="ignore"):
+        raised = np.maximum(counts, 1.0) ** checked_power(power, "power")
+        total = raised.sum()
+    if not np.isfinite(total):
+        raise UserError(f"power is {power}: counts to that power are too large; give one near 1")
+    return raised / total
+
+
+def checked_power(power: float, name: str) -> float:
+    """A power of class shares or lengths; raises `UserError` beyond ±100, where numbers overflow."""
+    if not abs(power) <= LARGEST_POWER:
+        raise UserError(
+            f"{name} is {power}: give a finite number of at most {LARGEST_POWER:g}, 1 for the whole correction"
+        )
+    return float(power)
 
 
 def checked_prior(prior: npt.ArrayLike, num_classes: int, name: str, positive: bool = False) -> Prior:

@@ -6,7 +6,6 @@ import numpy as np
 import numpy.typing as npt
 
 from hf_vlr.errors import UserError
-from hf_vlr.posthoc import logit_adjustment
 from hf_vlr.posthoc.class_prior import checked_prior
 from hf_vlr.posthoc.scores import Floats, checked_scores, normalise, row_chunks
 
@@ -36,20 +35,21 @@ def mixed(fine_tuned: npt.ArrayLike, zero_shot: npt.ArrayLike, weight: float, sp
 
 
 def generalised_logit_adjustment(
-    fine_tuned: npt.ArrayLike, zero_shot: npt.ArrayLike, train_counts: npt.ArrayLike, zero_shot_prior: npt.ArrayLike
+    fine_tuned: npt.ArrayLike, zero_shot: npt.ArrayLike, train_prior: npt.ArrayLike, zero_shot_prior: npt.ArrayLike
 ) -> Floats:
     """GLA (Zhu et al., NeurIPS 2023): log softmax((f − log π) + (g − log q)), float64 inside, [N, C].
 
-    f: scores of the fine-tuned model, π its training shares by `train_counts` (an empty class counts as one image).
+    f: scores of the fine-tuned model, π the class shares that they have learnt, as counts or fractions.
     g: scores of the zero-shot model, q its label bias, `label_bias.estimate(...).prior`. Both sides are freed of their
-    priors, then multiplied. Raises `UserError` for arrays that do not fit.
+    priors, then multiplied. Raises `UserError` for arrays that do not fit and for zeros in priors.
     """
     fine_tuned, zero_shot = _checked(fine_tuned, zero_shot)
-    log_bias = np.log(checked_prior(zero_shot_prior, zero_shot.shape[1], "zero-shot prior", positive=True))
-    debiased = logit_adjustment.candidates(fine_tuned, train_counts)
+    num_classes = zero_shot.shape[1]
+    log_bias = np.log(checked_prior(zero_shot_prior, num_classes, "zero-shot prior", positive=True))
+    log_bias += np.log(checked_prior(train_prior, num_classes, "train prior", positive=True))
     result = np.empty(fine_tuned.shape, dtype=_dtype(fine_tuned, zero_shot))
     for rows in row_chunks(*result.shape):
-        result[rows] = normalise(debiased(rows)(1.0) + zero_shot[rows] - log_bias)
+        result[rows] = normalise(fine_tuned[rows] + zero_shot[rows].astype(np.float64) - log_bias)
     return result
 
 

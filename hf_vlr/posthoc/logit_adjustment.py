@@ -6,7 +6,7 @@ import numpy as np
 import numpy.typing as npt
 
 from hf_vlr.errors import UserError
-from hf_vlr.posthoc.class_prior import from_counts
+from hf_vlr.posthoc.class_prior import checked_power, from_counts
 from hf_vlr.posthoc.scores import Floats, checked_scores, shifted_log_softmax
 
 
@@ -16,11 +16,9 @@ def adjusted(scores: npt.ArrayLike, train_counts: npt.ArrayLike, tau: float = 1.
     The log-probabilities [N, C] of p(c|x) π_c^−τ, renormalised: τ = 0 gives log softmax(z), τ = 1 what a model
     trained by plain cross-entropy says where all classes are equally frequent. `train_counts` [C]: training images
     per class; a class without any counts as one image (`class_prior.from_counts`). Float64 inside, the dtype of the
-    scores outside. Raises `UserError` for arrays that do not fit, scores or τ that are not finite.
+    scores outside. Raises `UserError` for arrays that do not fit, scores that are not finite, and a τ beyond ±100.
     """
-    if not np.isfinite(tau):
-        raise UserError(f"tau is {tau}: give a finite number, 1 for balanced classes")
-    return shifted_log_softmax(scores, -tau * _log_prior(scores, train_counts))
+    return shifted_log_softmax(scores, -checked_power(tau, "tau") * _log_prior(scores, train_counts))
 
 
 def candidates(scores: npt.ArrayLike, train_counts: npt.ArrayLike) -> Callable[[slice], Callable[[float], Floats]]:

@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from hf_vlr.errors import UserError
+from hf_vlr.posthoc.class_prior import checked_power
 from hf_vlr.posthoc.scores import Floats, checked_scores, row_chunks
 
 
@@ -17,12 +18,15 @@ def normalised(weights: npt.ArrayLike, tau: float) -> npt.NDArray[np.float64]:
 
     τ = 0 leaves the weights, τ = 1 gives all rows the length g. The common factor changes no prediction; it keeps the
     logits at the scale they were trained to have, and with it the probabilities. A zero row stays. Raises `UserError`
-    for weights that are no finite matrix, and a τ that is not finite.
+    for weights that are no finite matrix, a τ beyond ±100, and weights that it makes too long for float64.
     """
-    if not np.isfinite(tau):
-        raise UserError(f"tau is {tau}: give a finite number, 1 for rows of one length")
+    checked_power(tau, "tau")
     weights = checked_scores(weights, "classifier weights").astype(np.float64)
-    return weights * np.exp(tau * _log_factors(weights))[:, None]
+    with np.errstate(over="ignore"):
+        made = weights * np.exp(tau * _log_factors(weights))[:, None]
+    if not np.isfinite(made).all():
+        raise UserError(f"tau is {tau}: the weights become too long; give a smaller one, 1 for rows of one length")
+    return made
 
 
 def logits(features: npt.ArrayLike, weights: npt.ArrayLike, bias: npt.ArrayLike | None = None) -> Floats:

@@ -58,9 +58,12 @@ def fit(scores: npt.ArrayLike, labels: npt.ArrayLike, balanced: bool = False) ->
 
 
 def scaled(scores: npt.ArrayLike, temperature: float) -> Floats:
-    """log softmax(z / T) of scores z [N, C], in their dtype. Raises `UserError` unless T is positive and finite."""
-    if not (np.isfinite(temperature) and temperature > 0):
-        raise UserError(f"temperature is {temperature}: give a positive number, 1 changes nothing")
+    """log softmax(z / T) of scores z [N, C], in their dtype. Raises `UserError` for a T outside `BOUNDS`."""
+    if not BOUNDS[0] <= temperature <= BOUNDS[1]:
+        raise UserError(
+            f"temperature is {temperature}: give a positive number between {BOUNDS[0]:g} and {BOUNDS[1]:g}, 1 changes "
+            "nothing"
+        )
     scores = checked_scores(scores)
     result = np.empty(scores.shape, dtype=np.promote_types(scores.dtype, np.float32))
     for rows in row_chunks(*scores.shape):

@@ -5,6 +5,7 @@ Source of the experiment: Yang et al., UniCL, CVPR 2022, Fig. 4, which shows nei
 the share of the query's attributes that its nearest concepts have, beside the share that any concept has by chance.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from hf_vlr.data.corpus import ClassTextCorpus, build_corpus
 from hf_vlr.data.source import SPLITS
 from hf_vlr.data.texts.names import name_key
 from hf_vlr.errors import UserError
+from hf_vlr.evaluation.arrays import read_names
 from hf_vlr.evaluation.encoders import Encoder
 from hf_vlr.protocols.attributes import known_attributes, shared_attributes
 from hf_vlr.protocols.inputs import Inputs, Part
@@ -47,12 +49,22 @@ def class_image_means(features: Tensor, labels: np.ndarray, num_classes: int) ->
     return normalize(sums, dim=-1)
 
 
+def own_places(queries: Sequence[str], candidates: Sequence[str]) -> np.ndarray:
+    """The index of each query's own name among the candidates, int64 `[Q]`, -1 without."""
+    place = {name_key(name): index for index, name in enumerate(candidates)}
+    return np.array([place.get(name_key(name), -1) for name in queries], dtype=np.int64)
+
+
 def nearest_concepts(queries: Concepts, candidates: Concepts, top: int) -> tuple[np.ndarray, np.ndarray]:
-    """Cosines `[Q, k]`, falling, and indices `[Q, k]` of the nearest candidates; a query does not find its own name."""
-    place = {name_key(name): index for index, name in enumerate(candidates.names)}
-    own = torch.tensor([place.get(name_key(name), -1) for name in queries.names])
-    skip = own if (own >= 0).any() else None
+    """Cosines `[Q, k]`, falling, and indices `[Q, k]` of the nearest candidates; a query does not find its own name.
+
+    Raises `UserError` where a query's own name is the only candidate.
+    """
+    own = own_places(queries.names, candidates.names)
+    skip = torch.as_tensor(own) if (own >= 0).any() else None
     k = min(top, len(candidates.names) - (skip is not None))
+    if k == 0:
+        raise UserError(f"there is no other concept to be near to {candidates.names[0]}; name more, candidates=FILE")
     cosines, places = nearest(queries.vectors, candidates.vectors, k, skip=skip)
     return cosines.numpy(), places.numpy()
 
@@ -86,9 +98,7 @@ def run(encoder: Encoder, recipe: Recipe, settings: ConceptsOptions, out: Path |
     if both is not None:
         count = len(queries.names)
         shares = shared_attributes(both[:count], both[count:])
-        index = {name_key(name): place for place, name in enumerate(candidates.names)}
-        own = np.array([index.get(name_key(name), -1) for name in queries.names])
-        found = attribute_shares(shares, places, own)
+        found = attribute_shares(shares, places, own_places(queries.names, candidates.names))
         counts, rule = inputs.train_counts(), recipe.eval.rule
         numbers["shared_attributes"] = {
             name: by_group([None if np.isnan(value) else float(value) for value in values], counts, rule)
@@ -126,17 +136,15 @@ def candidate_concepts(inputs: Inputs, settings: ConceptsOptions) -> tuple[Conce
         return _by_texts(inputs, source.class_names, build_corpus(inputs.recipe.data.texts, source)), kind
     if settings.against == "images":
         raise UserError(f"candidates={kind} has names and no images; use against=texts")
-    names = read_names(Path(kind).expanduser())
+    names = candidate_names(Path(kind).expanduser())
     return _by_texts(inputs, names, ClassTextCorpus.from_templates(names)), kind
 
 
-def read_names(path: Path) -> list[str]:
-    """The names in a file, one a line; `UserError` where it cannot be read or has fewer than two."""
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"candidates={path} is neither classes, unseen nor a text file of names: {error}") from error
-    names = list(dict.fromkeys(line.strip() for line in lines if line.strip()))
+def candidate_names(path: Path) -> list[str]:
+    """The different names in a file, one a line; `UserError` where it cannot be read or has fewer than two."""
+    if not path.is_file():
+        raise UserError(f"candidates={path} is neither classes, unseen nor a text file of names")
+    names = list(dict.fromkeys(line.strip() for line in read_names(path) if line.strip()))
     if len(names) < 2:
         raise UserError(f"candidates={path} holds {len(names)} names; give one a line, two at least")
     return names

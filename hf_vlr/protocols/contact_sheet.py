@@ -53,7 +53,7 @@ def write_sheet(rows: Sequence[SheetRow], path: Path, side: int) -> Path:
         for column, hit in enumerate(row.hits):
             left = GAP + LABEL + column * (cell + GAP)
             draw.rectangle((left, top, left + cell - 1, top + cell - 1), fill=RIGHT if hit.right else WRONG)
-            sheet.paste(thumbnail(hit.image, side), (left + FRAME, top + FRAME))
+            sheet.paste(middle_square(hit.image, side), (left + FRAME, top + FRAME))
             if not hit.right:
                 _cross_out(draw, left + cell, top)
     with writing(path, AGAIN):
@@ -76,7 +76,7 @@ def sheet_page(rows: Sequence[SheetRow], title: str, lead: str, side: int) -> st
     return page(title, [Section(row.name, _page_row(row, side)) for row in rows], lead=Html(key))
 
 
-def thumbnail(image: Image.Image, side: int) -> Image.Image:
+def middle_square(image: Image.Image, side: int) -> Image.Image:
     """The middle square of a picture, RGB, `side` pixels wide."""
     return ImageOps.fit(image.convert("RGB"), (side, side), Image.Resampling.LANCZOS)
 
@@ -107,7 +107,7 @@ def _page_row(row: SheetRow, side: int) -> str:
 
 def _data_uri(image: Image.Image, side: int) -> str:
     file = io.BytesIO()
-    thumbnail(image, side).save(file, format="JPEG", quality=88)
+    middle_square(image, side).save(file, format="JPEG", quality=88)
     return f"data:image/jpeg;base64,{base64.b64encode(file.getvalue()).decode()}"
 
 

@@ -29,6 +29,7 @@ from hf_vlr.training.options import Recipe
 
 KEPT = "datasets"
 NOT_RUN = "not run"
+SEVERAL_CLASSES = "11-point-map: its images have several classes each, and a source has one per image"
 
 
 def run(encoder: Encoder, recipe: Recipe, settings: DownstreamOptions, out: Path | None) -> dict[str, Any]:
@@ -45,6 +46,8 @@ def run(encoder: Encoder, recipe: Recipe, settings: DownstreamOptions, out: Path
     means = {column: mean_of(results, column) for column in settings.protocols}
     say()
     say_table(table(results, means))
+    for line in reasons(results):
+        say(line)
     numbers = {"datasets": results, "mean": means}
     stated = {"model": encoder.location, "list": recipe.data.source, "split": recipe.eval.splits[0]}
     stated |= {"resolution": encoder.image_size, "seed": recipe.seed}
@@ -64,23 +67,32 @@ def measured(
     how = json.loads(json.dumps(how | {"splits": recipe.eval.splits, "seed": recipe.seed}))
     path = out / KEPT / f"{entry.name}.json" if out else None
     if path and path.is_file():
-        kept = json.loads(path.read_text(encoding="utf-8"))
-        if kept["how"] != how:
-            raise UserError(f"{path} was measured with other weights or settings; remove it, or choose another --out")
-        return kept["row"]
+        return _kept_row(path, how, settings)
     row = _measure(encoder, recipe, entry, settings)
     if path and NOT_RUN not in row:
         write_text(path, json.dumps({"how": how, "row": row}, indent=2) + "\n")
     return row
 
 
+def _kept_row(path: Path, how: dict[str, Any], settings: DownstreamOptions) -> dict[str, Any]:
+    try:
+        kept = json.loads(path.read_text(encoding="utf-8"))
+        found, row = kept["how"], dict(kept["row"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path} is damaged ({type(error).__name__}); remove it, and it is measured again") from error
+    if found != how:
+        raise UserError(f"{path} was measured with other weights or settings; remove it, or choose another --out")
+    if not {"metric", "classes"} <= set(row) or not all(isinstance(row.get(key), float) for key in settings.protocols):
+        raise UserError(f"{path} is damaged (no number); remove it, and it is measured again")
+    return row
+
+
 def _measure(encoder: Encoder, recipe: Recipe, entry: Entry, settings: DownstreamOptions) -> dict[str, Any]:
     row: dict[str, Any] = {"metric": entry.metric, "classes": entry.classes}
+    if entry.metric == "11-point-map":
+        return row | {NOT_RUN: dict.fromkeys(settings.protocols, SEVERAL_CLASSES)}
     if entry.source is None:
         return row | {NOT_RUN: dict.fromkeys(settings.protocols, "no source is named")}
-    if entry.metric == "11-point-map":
-        why = "its images have several classes each, and a source has one per image"
-        return row | {NOT_RUN: dict.fromkeys(settings.protocols, why)}
     data = replace(
         recipe.data, source=entry.source, options=entry.options, texts=entry.texts or settings.texts, folds=None,
         fold=None, mix=[],
@@ -133,6 +145,17 @@ def table(results: dict[str, dict[str, Any]], means: dict[str, dict[str, Any]]) 
         for mean in means.values()
     ]
     return [*rows, ("mean", "", "", *cells)]
+
+
+def reasons(results: dict[str, dict[str, Any]]) -> list[str]:
+    """Below the table, one line for each reason: what was not run for it, whole datasets or one of their columns."""
+    lacking: dict[str, dict[str, None]] = {}
+    for name, row in results.items():
+        missing = row.get(NOT_RUN, {})
+        whole = len(set(missing.values())) == 1 and not any(column in row for column in COLUMNS)
+        for column, why in missing.items():
+            lacking.setdefault(why, {})[name if whole else f"{column} of {name}"] = None
+    return [f"{NOT_RUN}: {', '.join(names)} ({why})" for why, names in lacking.items()]
 
 
 def _zero_shot(inputs: Inputs, part: Part, entry: Entry, settings: DownstreamOptions) -> np.ndarray:

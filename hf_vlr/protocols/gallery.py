@@ -63,7 +63,7 @@ def run(encoder: Encoder, recipe: Recipe, settings: GalleryOptions, out: Path | 
     )
     scores = {
         "nearest sentence": one,
-        f"{settings.neighbours} nearest sentences": several,
+        f"{min(settings.neighbours, len(corpus))} nearest sentences": several,
         "class mean": zero_shot_scores(encoder, part.features, inputs.class_vectors(corpus)),
     }
     predictions = inputs.predictions(part, scores, inputs.texts(), task="sentence gallery", sentences=len(corpus))

@@ -4,7 +4,6 @@ Letters: `N` images, `C` classes, `S` sentences, `D` width.
 """
 
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 from torch import Tensor
@@ -12,12 +11,13 @@ from torch import Tensor
 from hf_vlr.data.corpus import ClassTextCorpus
 from hf_vlr.data.source import ImageSource
 from hf_vlr.errors import UserError
+from hf_vlr.evaluation.caching import evaluation_cache
+from hf_vlr.evaluation.class_texts import class_texts
 from hf_vlr.evaluation.encoders import Encoder
 from hf_vlr.evaluation.image_rows import image_rows
 from hf_vlr.evaluation.predictions import Predictions
 from hf_vlr.evaluation.predictors import Scores, class_vectors
-from hf_vlr.evaluation.protocol import RECIPE_FILE, protocol_of
-from hf_vlr.evaluation.subjects import class_texts
+from hf_vlr.evaluation.protocol import NO_SPLIT, stated_of
 from hf_vlr.training.options import Recipe
 from hf_vlr.training.run_data import labelled, load_split
 
@@ -44,7 +44,9 @@ class Inputs:
 
     @property
     def split(self) -> str:
-        """The split that is reported: the first of `eval.splits`."""
+        """The split that is reported: the first of `eval.splits`; `UserError` without any."""
+        if not self.recipe.eval.splits:
+            raise UserError(NO_SPLIT)
         return self.recipe.eval.splits[0]
 
     def source(self, split: str) -> ImageSource:
@@ -109,13 +111,11 @@ class Inputs:
             self.train_counts(),
             tuple(part.source.class_names),
             self.stated(part.source, texts, **stated),
-            image_rows(part.source),
+            image_rows(part.source, evaluation_cache(self.recipe.data).folder),
         )
 
     def stated(self, source: ImageSource, texts: str | None, **more: object) -> dict[str, object]:
         """What a reader must know before comparing the numbers with others."""
-        stated = protocol_of(self.recipe, source.split, self.encoder.image_size, {})
-        if not (Path(self.encoder.location) / RECIPE_FILE).is_file():
-            # from elsewhere: what it had seen goes by its name
-            stated["pretraining"] = self.encoder.location
-        return stated | {"model": self.encoder.location, "texts": texts} | more
+        location = self.encoder.location
+        stated = stated_of(location, self.recipe, source.split, self.encoder.image_size)
+        return stated | {"model": location, "texts": texts} | more

@@ -18,7 +18,7 @@ from hf_vlr.evaluation.record import record
 from hf_vlr.protocols.inputs import Inputs, Part
 from hf_vlr.protocols.neighbours import majority_vote, nearest, weighted_vote
 from hf_vlr.protocols.options import KnnOptions
-from hf_vlr.protocols.probe import chosen_score
+from hf_vlr.protocols.probe import CHOSEN_BY, chosen_score
 from hf_vlr.protocols.result import result_document, summary, write_result
 from hf_vlr.training.options import Recipe
 
@@ -50,11 +50,12 @@ def run(encoder: Encoder, recipe: Recipe, settings: KnnOptions, out: Path | None
     inputs.require_trained("k-NN")
     inputs.require_apart("train", "neighbours are searched")
     train = inputs.part("train")
+    ks = possible_ks(settings.k, len(train.labels))
     validation: dict[str, dict[int, float]] = {}
-    chosen = dict.fromkeys(VOTES, settings.k[0])
+    chosen = dict.fromkeys(VOTES, ks[0])
     if len(settings.k) > 1:
         inputs.require_apart("validation", "k is chosen")
-        validation = validate(train, inputs.part("validation"), settings)
+        validation = validate(train, inputs.part("validation"), ks, settings)
         chosen = {vote: best_k(scores) for vote, scores in validation.items()}
     part = inputs.part(inputs.split)
     found = _predictions(train, part, sorted(set(chosen.values())), settings)
@@ -62,7 +63,7 @@ def run(encoder: Encoder, recipe: Recipe, settings: KnnOptions, out: Path | None
     stated = {"task": "k-NN", "knn": asdict(settings) | {"chosen": chosen, "training_images": len(train.labels)}}
     predictions = inputs.predictions(part, scores, None, **stated)
     document = record(predictions, out, recipe.eval)
-    _say_choice(validation, settings)
+    _say_choice(validation, ks, settings)
     kept = {vote: {str(k): score for k, score in scores.items()} for vote, scores in validation.items()}
     numbers = {"predictors": summary(document), "chosen": chosen, "validation": kept}
     result = result_document("knn", settings, predictions.protocol, numbers)
@@ -70,12 +71,16 @@ def run(encoder: Encoder, recipe: Recipe, settings: KnnOptions, out: Path | None
     return result
 
 
-def validate(train: Part, validation: Part, settings: KnnOptions) -> dict[str, dict[int, float]]:
+def possible_ks(ks: list[int], images: int) -> list[int]:
+    """`ks` in their order, each at most the number of training images, and once."""
+    return list(dict.fromkeys(min(k, images) for k in ks))
+
+
+def validate(train: Part, validation: Part, ks: list[int], settings: KnnOptions) -> dict[str, dict[int, float]]:
     """By vote and k, the score of `settings.choose_by` on the validation images."""
-    found = _predictions(train, validation, settings.k, settings)
+    found = _predictions(train, validation, ks, settings)
     return {
-        vote: {k: chosen_score(found[vote, k], validation.labels, settings.choose_by) for k in settings.k}
-        for vote in VOTES
+        vote: {k: chosen_score(found[vote, k], validation.labels, settings.choose_by) for k in ks} for vote in VOTES
     }
 
 
@@ -89,11 +94,13 @@ def _predictions(train: Part, part: Part, ks: list[int], settings: KnnOptions) -
     return knn_predictions(train.features, train.labels, part.features, ks, classes, settings.temperature)
 
 
-def _say_choice(validation: dict[str, dict[int, float]], settings: KnnOptions) -> None:
+def _say_choice(validation: dict[str, dict[int, float]], ks: list[int], settings: KnnOptions) -> None:
+    for k in settings.k:
+        if k not in ks:
+            say(f"k={k} is k={max(ks)}: there are no more training images")
     if not validation:
-        say(f"k={settings.k[0]}, given")
+        say(f"k={ks[0]}, given")
         return
-    what = {"balanced": "mean class accuracy", "accuracy": "accuracy"}[settings.choose_by]
-    rows = [(f"{what} on validation images, by k", *map(str, settings.k))]
-    rows += [(vote, *(f"{100 * scores[k]:.1f}" for k in settings.k)) for vote, scores in validation.items()]
+    rows = [(f"{CHOSEN_BY[settings.choose_by]} on validation images, by k", *map(str, ks))]
+    rows += [(vote, *(f"{100 * scores[k]:.1f}" for k in ks)) for vote, scores in validation.items()]
     say_table(rows)

@@ -14,7 +14,7 @@ from hf_vlr.evaluation.encoders import Encoder
 from hf_vlr.evaluation.record import record
 from hf_vlr.protocols.inputs import Inputs, Part
 from hf_vlr.protocols.options import LinearProbeOptions
-from hf_vlr.protocols.probe import Probe, ProbeData, chosen_score, draw_shots, fit_probe
+from hf_vlr.protocols.probe import CHOSEN_BY, Probe, ProbeData, chosen_score, draw_shots, fit_probe
 from hf_vlr.protocols.regularisation import FIRST_STEP, GRID, refined_search
 from hf_vlr.protocols.result import result_document, summary, write_result
 from hf_vlr.protocols.zero_shot import zero_shot_scores
@@ -156,7 +156,7 @@ def _spread(values: list[float]) -> str:
 def _say_choice(
     fits: dict[str, dict[str, Any]], settings: LinearProbeOptions, train: Part, validation: Part | None
 ) -> None:
-    what = {"balanced": "mean class accuracy", "accuracy": "accuracy"}[settings.choose_by]
+    what = CHOSEN_BY[settings.choose_by]
     for name, fit in fits.items():
         how = "given" if settings.C is not None else f"best {what} on {len(validation.labels)} validation images"
         if settings.C is None and fit["C"] in (GRID[0], GRID[-1]):

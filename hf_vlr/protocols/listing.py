@@ -49,14 +49,16 @@ def read_listing(name_or_path: str, root: str | None = None) -> list[Entry]:
 
     A file's `base` (a packaged name) lies under it: an entry of the same name takes the file's values in place of the
     base's. Raises `UserError` for an unknown list, an unknown key, a metric that there is not, and names that are
-    missing or occur twice.
+    missing, occur twice or cannot name a file.
     """
     merged: dict[str, dict[str, Any]] = {}
     for own in _chain(name_or_path):
         values = own["datasets"]
         names = [entry.get("name") for entry in values]
-        if not all(names) or len(set(names)) < len(names):
-            raise UserError(f"list {name_or_path}: every dataset needs a name of its own")
+        if not all(isinstance(name, str) and name for name in names) or len(set(names)) < len(names):
+            raise UserError(f"list {name_or_path}: every dataset needs a name of its own, a text")
+        for name in names:
+            _require_file_name(name, name_or_path)
         for entry in values:
             merged[entry["name"]] = merged.get(entry["name"], {}) | entry
     try:
@@ -92,6 +94,12 @@ def _chain(name_or_path: str) -> list[dict[str, Any]]:
             f"list {name_or_path}: base={base} is no packaged list; there are {', '.join(packaged_lists())}"
         )
     return [*_chain(base), values]
+
+
+def _require_file_name(name: str, name_or_path: str) -> None:
+    """A dataset's name is also that of its file among the results, which must stay in their folder."""
+    if name in (".", "..") or any(letter in "/\\:" or not letter.isprintable() for letter in name):
+        raise UserError(f"list {name_or_path}: {name!r} is no name of a dataset; leave out / \\ : and ..")
 
 
 def _in_root(root: str | None, name: str) -> str | None:

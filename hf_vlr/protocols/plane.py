@@ -26,17 +26,15 @@ def to_plane(points: np.ndarray, method: str, perplexity: float, seed: int) -> n
 
     The same for the same points, settings, versions and machine. t-SNE starts from principal components, with a
     perplexity of at most (P - 1)/3; UMAP takes `perplexity` as its number of neighbours. Raises `UserError` for fewer
-    than four points, and where the package is not installed.
+    than four points, and where umap-learn is asked for and not installed.
     """
     if len(points) < 4:
         raise UserError(f"{len(points)} points are too few to draw; take more classes or images")
     state = seed_for(seed, 0, 0, f"projection/{method}") % 2**32
     if method == "umap":
         return _umap(points, min(round(perplexity), len(points) - 1), state)
-    try:
-        from sklearn.manifold import TSNE
-    except ImportError as error:
-        raise UserError('t-SNE needs scikit-learn: pip install "hf_vlr[eval]"') from error
+    from sklearn.manifold import TSNE
+
     fitting = TSNE(init="pca", perplexity=min(perplexity, (len(points) - 1) / 3), random_state=state)
     return fitting.fit_transform(points).astype(np.float32)
 

@@ -15,6 +15,8 @@ from hf_vlr.randomness import numpy_generator
 
 # the probability of a class that the probe has seen no image of
 UNSEEN = 1e-12
+# what a choice maximises, in words
+CHOSEN_BY = {"balanced": "mean class accuracy", "accuracy": "accuracy"}
 
 
 @dataclass(frozen=True)
@@ -65,16 +67,13 @@ def fit_probe(
 
     features: what x is made of the given ones; "unit" divides by the norm, "standard" brings each dimension to mean 0
     and deviation 1 over these very images, "raw" takes them as they are. class_weight: "balanced" weighs an image of a
-    class of n by N / (classes · n), "none" by 1. Raises `UserError` where scikit-learn is not installed, and for images
-    of fewer than two classes.
+    class of n by N / (classes · n), "none" by 1. Raises `UserError` for images of fewer than two classes.
     """
-    try:
-        from sklearn.exceptions import ConvergenceWarning
-        from sklearn.linear_model import LogisticRegression
-        from sklearn.pipeline import make_pipeline
-        from sklearn.preprocessing import Normalizer, StandardScaler
-    except ImportError as error:
-        raise UserError('a linear probe needs scikit-learn: pip install "hf_vlr[eval]"') from error
+    from sklearn.exceptions import ConvergenceWarning
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import Normalizer, StandardScaler
+
     if len(np.unique(data.labels)) < 2:
         raise UserError("a linear probe needs images of two classes at least; check the training split")
     steps = {"unit": [Normalizer()], "standard": [StandardScaler()], "raw": []}[features]

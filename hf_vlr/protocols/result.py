@@ -1,16 +1,14 @@
 """`protocol.json`: what a protocol was run on, how, and what came out; whole or not at all."""
 
 import json
-import platform
 from collections.abc import Mapping
 from dataclasses import asdict, is_dataclass
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from hf_vlr import __version__
 from hf_vlr.errors import UserError
 from hf_vlr.evaluation.text_file import write_text
+from hf_vlr.evaluation.versions import versions
 
 SCHEMA = 1
 RESULT_FILE = "protocol.json"
@@ -24,7 +22,7 @@ def result_document(name: str, settings: Any, stated: Mapping[str, Any], numbers
         "protocol": name,
         "settings": asdict(settings) if is_dataclass(settings) else dict(settings),
         "stated": dict(stated),
-        "versions": _versions(),
+        "versions": versions(PACKAGES),
         "numbers": dict(numbers),
     }
 
@@ -53,13 +51,3 @@ def summary(document: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
         }
         for name, entry in document["predictors"].items()
     }
-
-
-def _versions() -> dict[str, str]:
-    found = {"hf_vlr": __version__, "python": platform.python_version()}
-    for name in PACKAGES:
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            continue
-    return found

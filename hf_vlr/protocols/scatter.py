@@ -10,7 +10,6 @@ import numpy as np
 
 from hf_vlr.data.frequency_plot import COLOURS
 from hf_vlr.disk import writing
-from hf_vlr.errors import UserError
 from hf_vlr.evaluation.text_file import write_text
 from hf_vlr.protocols.contact_sheet import AGAIN
 
@@ -54,12 +53,10 @@ def write_coordinates(path: Path, scatter: Scatter) -> Path:
 
 
 def write_scatter(path: Path, scatter: Scatter, title: str) -> Path:
-    """Write the PNG; returns its path. Raises `UserError` where matplotlib is not installed."""
-    try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise UserError('a plot needs matplotlib: pip install "hf_vlr[eval]"') from error
+    """Write the PNG; returns its path."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
     figure = Figure(figsize=(9, 6.5), dpi=150, layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots()

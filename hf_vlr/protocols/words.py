@@ -20,7 +20,7 @@ def split_words(words: Sequence[str], kind: type[Settings]) -> tuple[Settings, l
     """The protocol's checked settings, and the words that are a recipe's, in their order.
 
     Raises `UserError` for a word that is not `key=value`, an unknown key (naming the nearest), and a value of another
-    type or out of its range.
+    type or out of its range, as is a list with a member twice, or with none where one is needed.
     """
     known = dict(leaves(kind))
     config, rest = OmegaConf.structured(kind), []
@@ -38,7 +38,10 @@ def split_words(words: Sequence[str], kind: type[Settings]) -> tuple[Settings, l
             raise UserError(f"{word}: expected {_expected(known[key])}") from None
     settings = OmegaConf.to_object(config)
     for key, leaf in known.items():
-        check_value(key, leaf, getattr(settings, key))
+        value = getattr(settings, key)
+        check_value(key, leaf, value)
+        if isinstance(value, list):
+            _check_list(key, leaf, value)
     return settings, rest
 
 
@@ -51,6 +54,15 @@ def _value(text: str, leaf: Field) -> Any:
     if get_origin(kind) is list and not text.startswith("["):
         return [part.strip() for part in text.split(",") if part.strip()]
     return parse_value(text)
+
+
+def _check_list(key: str, leaf: Field, members: list[Any]) -> None:
+    """The same draw twice is no second draw; and only a list that is empty by default may be."""
+    twice = next((member for place, member in enumerate(members) if member in members[:place]), None)
+    if twice is not None:
+        raise UserError(f"{key} names {twice} twice; once is enough")
+    if not members and leaf.default_factory():
+        raise UserError(f"{key}=[] names nothing; {leaf.metadata['help']}")
 
 
 def _expected(leaf: Field) -> str:

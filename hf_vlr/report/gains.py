@@ -7,6 +7,7 @@ import numpy as np
 from hf_vlr.data.shots import SHOT_NAMES
 from hf_vlr.evaluation.bootstrap import Interval, paired_bootstrap
 from hf_vlr.evaluation.chance import sign_flip_p
+from hf_vlr.evaluation.main_predictor import main_predictor, steps_done
 from hf_vlr.evaluation.predictions import Predictions
 from hf_vlr.evaluation.verdict import BETTER, NOTHING_SHOWN, WORSE, holm, verdict
 from hf_vlr.report.columns import FEWEST_IMAGES
@@ -19,11 +20,17 @@ WORDS = {BETTER: "a gain", WORSE: "a loss", NOTHING_SHOWN: "no difference that t
 
 
 def gains_body(view: View, reference: Predictions | None) -> Html | None:
-    """The gain over the reference model, or without one of the fused over the visual branch; None without either."""
+    """The gain over the reference model, else of an adjusted predictor over what it was, of the fused over the visual.
+
+    None without any of them.
+    """
+    before = _before(view)
     if reference is not None:
-        predictor = view.main if view.main in reference.scores else next(iter(reference.scores))
+        predictor = view.main if view.main in reference.scores else main_predictor(reference)
         other = predicted_classes(reference.scores[predictor]) == view.predictions.labels
         rival = f"the reference model's {predictor}"
+    elif before is not None:
+        other, rival = view.correct(before), f"{before}, before it was adjusted"
     elif view.main == "fused" and "visual" in view.predicted:
         other, rival = view.correct("visual"), "visual, the image branch alone"
     else:
@@ -34,6 +41,13 @@ def gains_body(view: View, reference: Predictions | None) -> Html | None:
     gain = view.class_accuracy(correct) - view.class_accuracy(other)
     caption = f"What {view.main} gains over {rival}, class by class. Lines across: means by group."
     return Html(figures([gain_figure(view, gain, means, caption), bullets(_sentences(view, correct, other), "points")]))
+
+
+def _before(view: View) -> str | None:
+    """What the main predictor was before it was adjusted; None where it was not, or that is not known."""
+    protocol = view.document["protocol"]
+    base = protocol["posthoc"]["of"] if steps_done(protocol, view.main) else None
+    return base if base in view.predicted else None
 
 
 @dataclass(frozen=True)

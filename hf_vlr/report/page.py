@@ -39,7 +39,7 @@ def report_html(
     images, over which the gain is shown. Parts that nothing is known of (examples, sweeps without scores) are left
     out. The page holds its pictures and styles, runs no script and makes no request. Time and memory: a few passes
     over the scores of a predictor at a time, a few MiB of each in work at once. Raises `UserError` for a document of
-    other predictors, as `check_reference` does, and where matplotlib is not installed.
+    other predictors, and as `check_reference` does.
     """
     if reference is not None:
         check_reference(predictions, reference)

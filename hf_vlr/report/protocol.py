@@ -1,9 +1,10 @@
 """Under which conditions the numbers hold."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from hf_vlr.data.shots import ShotRule
+from hf_vlr.evaluation.main_predictor import adjusted_predictors
 from hf_vlr.report.markup import NOTHING, Cell, Html, counted, definitions, folded
 from hf_vlr.report.view import View
 
@@ -28,7 +29,11 @@ def protocol_list(view: View) -> Html:
     if tested["classes_without_test_images"]:
         facts["Classes without test images"] = Cell(f"{tested['classes_without_test_images']:,}, in no mean")
     facts["Versions"] = Cell(", ".join(f"{package} {number}" for package, number in protocol["versions"].items()))
-    others = {key: text for key, text in _flat(protocol) if key.partition(" ")[0] not in (*_STATED, "versions")}
+    adjusted = {
+        name: _spelled(steps) for name, steps in adjusted_predictors(protocol).items() if name in view.predicted
+    }
+    plain = {key: value for key, value in protocol.items() if key != "posthoc"} | adjusted
+    others = {key: text for key, text in _flat(plain) if key.partition(" ")[0] not in (*_STATED, "versions")}
     more = folded("What else the run states", definitions(others)) if others else ""
     return Html(definitions(facts) + more)
 
@@ -44,6 +49,21 @@ def _stated(key: str, value: Any, rule: ShotRule) -> str:
     if value is None:
         return "none" if key == "test_time_augmentation" else "-"
     return f"{value} pixels" if key == "resolution" else str(value)
+
+
+def _spelled(steps: Sequence[Mapping[str, Any]]) -> str:
+    """What was done to a predictor after training."""
+    said = []
+    for step in steps:
+        values = [
+            f"{key}={value:.4g}" if isinstance(value, float) else f"{key}={value}"
+            for key, value in step.items()
+            if key not in ("method", "tuned", "label_bias")
+        ]
+        told = [step[key]["split"] for key in ("tuned", "label_bias") if isinstance(step.get(key), Mapping)]
+        chosen = f" (chosen on {told[0]})" if told else ""
+        said.append(" ".join([str(step["method"]), *values]) + chosen)
+    return ", then ".join(said)
 
 
 def _flat(values: Mapping[str, Any], before: str = "") -> Iterator[tuple[str, str]]:

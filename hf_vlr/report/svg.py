@@ -7,7 +7,6 @@ import io
 import re
 from typing import TYPE_CHECKING
 
-from hf_vlr.errors import UserError
 from hf_vlr.report.markup import Html, escaped
 
 if TYPE_CHECKING:
@@ -52,11 +51,9 @@ def series(number: int) -> tuple[str, str]:
 
 
 def plot(size: tuple[float, float] = SIZE) -> tuple["Figure", "Axes"]:
-    """An empty plot in the page's style. Raises `UserError` where matplotlib is not installed."""
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise UserError('a report needs matplotlib: pip install "hf_vlr[eval]"') from error
+    """An empty plot in the page's style."""
+    from matplotlib.figure import Figure
+
     figure = Figure(figsize=size, layout="constrained")
     figure.patch.set_visible(False)
     axes = figure.subplots()

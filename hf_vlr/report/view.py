@@ -13,6 +13,7 @@ import numpy.typing as npt
 
 from hf_vlr.data.shots import SHOT_NAMES, ShotRule, shot_groups
 from hf_vlr.errors import UserError
+from hf_vlr.evaluation.main_predictor import main_of
 from hf_vlr.evaluation.predictions import Predictions
 
 Floats = npt.NDArray[np.float64]
@@ -44,8 +45,8 @@ class View:
 
     @property
     def main(self) -> str:
-        """The predictor that the report is about: the fused one, or the first."""
-        return "fused" if "fused" in self.predicted else next(iter(self.predicted))
+        """The predictor that the report is about, see `hf_vlr.evaluation.main_predictor`."""
+        return main_of(self.predicted, self.document["protocol"])
 
     @cached_property
     def rule(self) -> ShotRule:

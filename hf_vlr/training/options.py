@@ -159,6 +159,8 @@ class TrainOptions:
         default_factory=list,
         metadata=about("where log lines are sent besides log.jsonl", choices=("tensorboard", "trackio", "wandb")),
     )
+    push_to_hub: str | None = option(None, "ORG/NAME: publish the run on the Hub once it is complete")
+    hub_private: bool = option(False, "the repository that push_to_hub makes is private")
 
 
 @dataclass

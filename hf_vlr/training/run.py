@@ -11,6 +11,8 @@ from hf_vlr.data.workers import worker_errors
 from hf_vlr.disk import NO_ROOM, WRITING, error_number, refused
 from hf_vlr.errors import UserError
 from hf_vlr.features import StateCache
+from hf_vlr.hub.connection import check_destination
+from hf_vlr.hub.push import push_run
 from hf_vlr.training.checkpoints import CHECKPOINTS, way_on
 from hf_vlr.training.context import Context
 from hf_vlr.training.contrast import fit_contrast
@@ -55,6 +57,10 @@ def run(recipe: Recipe, resume: bool = False) -> Path:
         kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
     )
     _check_precision(recipe, accelerator)
+    destination = recipe.train.push_to_hub if accelerator.is_main_process else None
+    if destination:
+        # before hours are spent: the name, and whether the Hub knows the token
+        check_destination(destination)
     set_seed(recipe.seed)
     data = load_run_data(recipe)
     context = Context(recipe, folder, accelerator, StateCache(recipe.data.cache_dir), resume)
@@ -71,6 +77,8 @@ def run(recipe: Recipe, resume: bool = False) -> Path:
         told = refused(getattr(error, "filename", None) or folder, number, way_on(folder / CHECKPOINTS))
         discard_beginning(context)
         raise told from error
+    if destination:
+        print(push_run(folder, destination, private=recipe.train.hub_private))
     accelerator.wait_for_everyone()
     return folder
 

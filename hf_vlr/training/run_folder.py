@@ -16,6 +16,7 @@ from hf_vlr.evaluation.predictors import Scores
 from hf_vlr.evaluation.protocol import RECIPE_FILE, protocol_of
 from hf_vlr.evaluation.record import record
 from hf_vlr.evaluation.text_file import write_text
+from hf_vlr.features import StateCache
 from hf_vlr.modeling.modeling_unicl import UniCLPreTrainedModel
 from hf_vlr.training.checkpoints import CHECKPOINTS, last_checkpoint, way_on
 from hf_vlr.training.context import Context
@@ -34,6 +35,8 @@ FREE_KEYS = (
     "train.save_every",
     "train.validate_every",
     "train.trackers",
+    "train.push_to_hub",
+    "train.hub_private",
     "eval.report",
 )
 
@@ -109,7 +112,7 @@ def write_evaluation(
             counts[: source.num_classes],
             tuple(source.class_names),
             protocol_of(recipe, source.split, image_size, training),
-            image_rows(source),
+            image_rows(source, StateCache(recipe.data.cache_dir).folder),
         )
         write_measurement(recipe.eval, predictions, source, folder, sentences, way_on(context.folder / CHECKPOINTS))
     crops = recipe.eval.crops

@@ -7,14 +7,24 @@ from long_tail_accuracy import DESCRIPTION, LongTailAccuracy
 def measure(predictions: str, references: str, train_counts: str, rule: str) -> list[list[str]]:
     """Long-tail accuracies, in percent, from comma-separated class ids and training counts."""
     try:
-        lists = [[int(word) for word in text.replace(",", " ").split()] for text in (predictions, references)]
-        counts = [int(word) for word in train_counts.replace(",", " ").split()]
         numbers = LongTailAccuracy(keep_in_memory=True).compute(
-            predictions=lists[0], references=lists[1], train_counts=counts, rule=rule
+            predictions=whole_numbers(predictions),
+            references=whole_numbers(references),
+            train_counts=whole_numbers(train_counts),
+            rule=rule,
         )
     except ValueError as error:
         raise gr.Error(str(error)) from error
     return [[name.replace("_", " "), f"{100 * value:.1f}"] for name, value in numbers.items()]
+
+
+def whole_numbers(text: str) -> list[int]:
+    """The numbers of a line, which commas or spaces separate."""
+    words = text.replace(",", " ").split()
+    try:
+        return [int(word) for word in words]
+    except ValueError as error:
+        raise ValueError(f"{text!r}: write whole numbers with commas between them") from error
 
 
 demo = gr.Interface(

@@ -44,6 +44,10 @@ class LongTailAccuracy(evaluate.Metric):
         if train_counts is None:
             raise ValueError("train_counts is missing: give compute() the training images of each class")
         counts = whole(train_counts, "train_counts")
+        if counts.size == 0:
+            raise ValueError("train_counts must be a list of whole numbers, at least one")
+        if counts.min() < 0:
+            raise ValueError(f"class {counts.argmin()} has a negative train count: count its training images again")
         predictions, labels = whole(predictions, "predictions"), whole(references, "references")
         for noun, values in (("predictions", predictions), ("references", labels)):
             if values.size == 0 or values.min() < 0 or values.max() >= counts.size:
@@ -85,8 +89,7 @@ def group_numbers(predictions, labels, counts, rule):
 def shot_groups(counts, rule):
     """Masks [C] of many, medium and few, and of the rule's further groups."""
     if rule.startswith("custom:"):
-        high, low = (int(limit) for limit in rule.removeprefix("custom:").split(","))
-        further = {}
+        high, low, further = *custom_limits(rule), {}
     elif rule in RULES:
         high, low, further = RULES[rule]
     else:
@@ -96,9 +99,20 @@ def shot_groups(counts, rule):
     return groups | {name: counts <= most for name, most in further.items()}
 
 
+def custom_limits(rule):
+    """HI and LO of "custom:HI,LO"; LO at most HI, so that no class is in both groups."""
+    try:
+        high, low = (int(limit) for limit in rule.removeprefix("custom:").split(","))
+    except ValueError as error:
+        raise ValueError(f"rule '{rule}' needs two integers: custom:HI,LO, as in custom:100,20") from error
+    if not 0 <= low <= high:
+        raise ValueError(f"rule '{rule}' needs 0 <= LO <= HI: many is above HI, few is below LO")
+    return high, low
+
+
 def whole(values, noun):
     """Whole numbers as int64 [N]."""
     numbers = np.asarray(values)
-    if numbers.ndim != 1 or (numbers != numbers.astype(np.int64)).any():
+    if numbers.ndim != 1 or not np.isfinite(numbers).all() or (numbers != np.floor(numbers)).any():
         raise ValueError(f"{noun} must be a list of whole numbers")
     return numbers.astype(np.int64)
