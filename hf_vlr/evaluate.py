@@ -64,9 +64,17 @@ def evaluate_checkpoint(
 
 
 def recipe_of(model_dir: str, overrides: Sequence[str]) -> Recipe:
-    """The recipe the folder was made by, with `overrides`; a bare one for a model from elsewhere."""
+    """The recipe the folder was made by, with `overrides`; a bare one for a model from elsewhere.
+
+    Settings of the trained source (`data.options`) do not hold for another source that `overrides` name.
+    """
     path = Path(model_dir) / RECIPE_FILE
-    return load_recipe(path, overrides) if path.is_file() else override_recipe(Recipe(task="recognition"), overrides)
+    if not path.is_file():
+        return override_recipe(Recipe(task="recognition"), overrides)
+    recipe, trained = load_recipe(path, overrides), load_recipe(path)
+    if recipe.data.source == trained.data.source or any(word.startswith("data.options") for word in overrides):
+        return recipe
+    return load_recipe(path, ["data.options={}", *overrides])
 
 
 def predict(subject: Subject, recipe: Recipe, source: ImageSource) -> Predictions:

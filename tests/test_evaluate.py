@@ -26,6 +26,8 @@ from hf_vlr.evaluation.encoders import open_encoder
 from hf_vlr.evaluation.predictions import read_predictions
 from hf_vlr.evaluation.subjects import open_subject
 from hf_vlr.protocols.inputs import Inputs
+from hf_vlr.training.options import Recipe
+from hf_vlr.training.recipe import override_recipe, recipe_to_yaml
 from hf_vlr.training.run import train_recipe
 from hf_vlr.training.run_data import load_split
 
@@ -390,3 +392,14 @@ def test_nothing_is_claimed_of_a_model_from_elsewhere(tmp_path):
     inputs = Inputs(open_encoder(str(folder), recipe), recipe)
     stated = inputs.stated(inputs.source("test"), None)
     assert (stated["seed"], stated["task"], stated["sampler"], stated["pretraining"]) == (None, None, None, str(folder))
+
+
+def test_settings_of_the_trained_source_are_not_those_of_another(tmp_path):
+    own = override_recipe(Recipe(task="cvlp"), ["data.source=shapes-lt", "data.options={classes: 8}"])
+    (tmp_path / "recipe.yaml").write_text(recipe_to_yaml(own), encoding="utf-8")
+    assert recipe_of(str(tmp_path), ["eval.rule=vl-ltr"]).data.options == {"classes": 8}
+    assert recipe_of(str(tmp_path), ["data.source=shapes-lt"]).data.options == {"classes": 8}
+    other = recipe_of(str(tmp_path), ["data.source=imagefolder:photos"])
+    assert (other.data.source, other.data.options) == ("imagefolder:photos", {})
+    named = recipe_of(str(tmp_path), ["data.source=imagefolder:photos", "data.options.image=picture"])
+    assert named.data.options["image"] == "picture"
