@@ -66,15 +66,14 @@ def evaluate_checkpoint(
 def recipe_of(model_dir: str, overrides: Sequence[str]) -> Recipe:
     """The recipe the folder was made by, with `overrides`; a bare one for a model from elsewhere.
 
-    Settings of the trained source (`data.options`) do not hold for another source that `overrides` name.
+    Settings of the trained source (`data.options`) do not hold for a source of another kind that `overrides` name.
     """
     path = Path(model_dir) / RECIPE_FILE
     if not path.is_file():
         return override_recipe(Recipe(task="recognition"), overrides)
     recipe, trained = load_recipe(path, overrides), load_recipe(path)
-    if recipe.data.source == trained.data.source or any(word.startswith("data.options") for word in overrides):
-        return recipe
-    return load_recipe(path, ["data.options={}", *overrides])
+    kinds = {str(one.data.source).partition(":")[0] for one in (recipe, trained)}
+    return recipe if len(kinds) == 1 else load_recipe(path, ["data.options={}", *overrides])
 
 
 def predict(subject: Subject, recipe: Recipe, source: ImageSource) -> Predictions:

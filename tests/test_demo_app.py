@@ -1,6 +1,8 @@
 """The page as programs see it: endpoints, errors in words, and what one visitor's session keeps from another's."""
 
+import base64
 import importlib.util
+import io
 import json
 import re
 import urllib.request
@@ -143,6 +145,25 @@ def raw(url, endpoint, *values):
         event = json.load(answer)["event_id"]
     with urllib.request.urlopen(f"{url}gradio_api/call{endpoint}/{event}", timeout=60) as answer:
         return answer.read().decode()
+
+
+def test_what_a_client_would_mend_is_said_in_words(url, tiny):
+    stream = io.BytesIO()
+    tiny.picture().save(stream, "PNG")
+    picture = {"url": "data:image/png;base64," + base64.b64encode(stream.getvalue()).decode()}
+    number, upload = "give a number from", "This is no file that was uploaded"
+    for endpoint, values, said in (
+        ("/recognise", (picture, None, 0, 5), number),
+        ("/recognise", (picture, 0.5, "word", 5), number),
+        ("/sentences", (picture, "lynx", None), number),
+        ("/teach", (picture, {"owl": []}, "word", 5), number),
+        ("/teach", (picture, {"owl": []}, 0, None), number),
+        ("/recognise", ({"path": None}, 0.5, 0, 5), upload),
+        ("/recognise", ({"path": "a\x00"}, 0.5, 0, 5), upload),
+    ):
+        answer = raw(url, endpoint, *values)
+        assert "event: error" in answer and said in answer, answer
+    assert "event: complete" in raw(url, "/recognise", picture, 0.5, 0, 5)
 
 
 def test_no_path_of_the_server_is_opened(url, tiny, tmp_path):

@@ -5,6 +5,7 @@ import html
 import importlib.util
 import io
 import re
+import socket
 import struct
 import sys
 import zlib
@@ -17,7 +18,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from hf_vlr.cli.demo import command
+from hf_vlr.cli.demo import command, free_port
 from hf_vlr.data.shapes_lt import ShapesOptions, shapes_classes
 from hf_vlr.demo import accelerator
 from hf_vlr.demo.about import about
@@ -310,12 +311,57 @@ def test_errors_reach_a_visitor_as_escaped_words():
     assert received(None) is None
 
 
+def test_a_slider_takes_numbers_in_its_range_alone():
+    gradio = pytest.importorskip("gradio", reason="gradio is not installed")
+    from hf_vlr.demo.session import numbers_only
+
+    slider = numbers_only(gradio.Slider(0, 6, 0, step=0.5, label="advantage"))
+    assert [slider.preprocess(value) for value in (0, 2.5, 6)] == [0, 2.5, 6]
+    for value in (None, "2", True, [1], {}, float("nan"), float("inf"), -0.5, 6.5):
+        with pytest.raises(gradio.Error) as caught:
+            slider.preprocess(value)
+        assert caught.value.message == "advantage: give a number from 0 to 6."
+
+
+def test_what_is_no_upload_is_refused_in_words(tmp_path, monkeypatch):
+    pytest.importorskip("gradio", reason="gradio is not installed")
+    from hf_vlr.demo.session import uploaded
+
+    monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path / "taken"))
+    (tmp_path / "taken").mkdir()
+    (tmp_path / "taken" / "a.png").write_bytes(b"a")
+    assert uploaded(str(tmp_path / "taken" / "a.png")) == b"a"
+    (tmp_path / "b.png").write_bytes(b"b")
+    long = str(tmp_path / "taken" / ("a" * 5000))
+    for path in (None, "", "a\x00", 3, long, str(tmp_path / "b.png"), str(tmp_path / "taken")):
+        with pytest.raises(UserError, match="This is no file that was uploaded"):
+            uploaded(path)
+
+
+def test_where_nobody_can_listen_is_said_before_a_model_is_read(tmp_path):
+    pytest.importorskip("gradio", reason="gradio is not installed")
+    with socket.socket() as busy:
+        busy.bind(("127.0.0.1", 0))
+        busy.listen()
+        port = busy.getsockname()[1]
+        for words, said in (
+            (["--host", "256.1.1.1", "--port", "0"], "^--host 256.1.1.1: no such address; give one of this machine"),
+            (["--host", "a" * 70], "no such address; give one of this machine"),
+            (["--host", "192.0.2.1"], "^--host 192.0.2.1: not an address of this machine"),
+            (["--port", str(port)], f"^port {port} on 127.0.0.1 is in use; choose another with --port, 0 for any$"),
+        ):
+            with pytest.raises(UserError, match=said):
+                command.main([str(tmp_path / "no model"), *words], standalone_mode=False)
+    assert free_port("127.0.0.1", port) == port
+    assert free_port("127.0.0.1", 0) > 0
+
+
 def test_command_line(tmp_path, monkeypatch):
     pytest.importorskip("gradio", reason="gradio is not installed")
     monkeypatch.chdir(tmp_path)
     for words, said in (
         ([], "name a MODEL, or run hf-vlr quickstart first, which makes runs/quickstart/stage2"),
-        (["nothing/here"], "model nothing/here cannot be read"),
+        (["nothing/here", "--port", "0"], "model nothing/here cannot be read"),
         (["--port", "70000"], "70000 is not in the range"),
     ):
         with pytest.raises((UserError, click.ClickException), match=said):
@@ -341,6 +387,25 @@ def test_numbers_of_a_batch_keep_their_order(tiny, tmp_path):
     for classes in ({}, [], {"a": "text"}, {"a": [3]}, {str(number): [] for number in range(21)}):
         with pytest.raises(UserError, match=r"\{name: \[sentence, ...\]\}"):
             offered.teach(tiny.picture(), classes, 0, 5)
+
+
+def test_a_few_pictures_of_a_batch_are_decoded_at_a_time(tiny, tmp_path, monkeypatch):
+    from hf_vlr.demo.endpoints import Endpoints
+
+    offered = Endpoints(open_exhibit(str(models.recogniser(tiny, tmp_path / "model"))))
+    features, sizes = offered.exhibit.image_features, []
+
+    def counted(pictures):
+        sizes.append(len(pictures))
+        return features(pictures)
+
+    monkeypatch.setattr(type(offered.exhibit), "image_features", lambda _, pictures: counted(pictures))
+    files = [encoded(tiny.picture(seed)) for seed in range(3)] * 12
+    files[17] = b"no"
+    found = offered.recognise_batch(files, 0.2, 0.5, 1)
+    assert sizes == [16, 15, 4] and len(found) == 36
+    assert found[17]["error"].startswith("Picture 17 cannot be read")
+    assert [one["label"] for one in found[18:36:3]] == [found[0]["label"]] * 6
 
 
 def found_error(data):

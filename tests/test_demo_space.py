@@ -53,6 +53,7 @@ def test_front_matter_is_what_a_gradio_space_takes():
         "red", "yellow", "green", "blue", "indigo", "purple", "pink", "gray",
     }  # fmt: skip
     assert front["suggested_hardware"] == "cpu-basic" and len(front["emoji"]) == 1
+    assert "hf-vlr push RUN_DIR org/m --space ann/demo` writes both" in " ".join(body.split())
     assert 'Client("ann/demo")' in body and "hf-vlr demo org/m" in body
 
 

@@ -402,4 +402,4 @@ def test_settings_of_the_trained_source_are_not_those_of_another(tmp_path):
     other = recipe_of(str(tmp_path), ["data.source=imagefolder:photos"])
     assert (other.data.source, other.data.options) == ("imagefolder:photos", {})
     named = recipe_of(str(tmp_path), ["data.source=imagefolder:photos", "data.options.image=picture"])
-    assert named.data.options["image"] == "picture"
+    assert named.data.options == {"image": "picture"}

@@ -13,6 +13,7 @@ from transformers import AutoTokenizer
 from hf_vlr import UniCLModel, VLLTRForImageClassification
 from hf_vlr.cli.export import command
 from hf_vlr.errors import UserError
+from hf_vlr.evaluate import recipe_of
 from hf_vlr.export import exporting, extra
 from hf_vlr.export.sessions import Session
 from hf_vlr.export.told import accuracy_lines
@@ -194,15 +195,78 @@ def test_classes_are_put_into_a_dual_encoder(tiny, encoder, data, tmp_path, caps
     ("words", "said"),
     [
         (["--int8"], "convolutions is calibrated on training images: add --data SOURCE"),
+        (["--int8", "int8.kind=static"], "convolutions is calibrated on training images: add --data SOURCE"),
         (["--class-names", "names.txt", "--data", "shapes-lt"], "without --data, which has classes of its own"),
         (["--texts", "templates"], "texts of which classes"),
         (["int8.size=3"], "there is no setting int8.size"),
     ],
 )
-def test_nothing_is_left_where_something_is_wrong(recogniser, tmp_path, capsys, words, said):
+def test_nothing_is_left_where_something_is_wrong(recogniser, tmp_path, capsys, monkeypatch, words, said):
+    # and nothing is written before it is said
+    monkeypatch.setattr(exporting, "write_image_graph", None)
     with pytest.raises(UserError, match=said):
         export(capsys, recogniser, "--out", tmp_path / "served", *words)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["model"]
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("", "names.txt has no class names; give two or more"),
+        ("\n \n", "names.txt has no class names; give two or more"),
+        ("lynx\n\n", "names.txt has one class name; give two or more"),
+        ("lynx\nwolf\nlynx \n", "names.txt names 'lynx' more than once"),
+    ],
+)
+def test_names_that_make_no_classifier(encoder, tmp_path, capsys, text, said):
+    (tmp_path / "names.txt").write_text(text)
+    with pytest.raises(UserError, match=said):
+        export(capsys, encoder, "--out", tmp_path / "served", "--class-names", tmp_path / "names.txt")
+    assert not (tmp_path / "served").exists()
+
+
+def test_a_recogniser_takes_no_names(recogniser, tmp_path, capsys):
+    (tmp_path / "names.txt").write_text("lynx\nwolf\n")
+    with pytest.raises(UserError, match="--class-names is for a dual encoder; the recogniser model has classes"):
+        export(capsys, recogniser, "--out", tmp_path / "served", "--class-names", tmp_path / "names.txt")
+
+
+def test_options_of_the_runs_source_are_not_anothers(recogniser, data, tmp_path, capsys):
+    (tmp_path / "model" / "recipe.yaml").write_text(
+        "task: recognition\ndata:\n  source: shapes-lt\n  options:\n    classes: 12\n"
+    )
+    export(capsys, recogniser, "--out", tmp_path / "a", "--data", data)
+    assert (tmp_path / "a" / "model.onnx").is_file()
+    # those that are given for it are
+    with pytest.raises(UserError, match="unknown data option"):
+        export(capsys, recogniser, "--out", tmp_path / "b", "--int8", "--data", data, "data.options.classes=5")
+    # and those of the same kind are kept
+    for source, kept in (("shapes-lt", {"classes": 12}), (data, {}), (f"{data}x", {})):
+        assert recipe_of(str(recogniser), [f"data.source={source}"]).data.options == kept
+
+
+def test_an_empty_out_is_named(recogniser, capsys):
+    with pytest.raises(UserError, match="--out is empty: name a new folder"):
+        export(capsys, recogniser, "--out", "")
+
+
+@pytest.mark.parametrize("name", ["classes", "features", "texts"])
+def test_the_programs_say_how_they_are_called(name):
+    from hf_vlr.export.writing import EXAMPLES
+
+    template = str(EXAMPLES / f"{name}.py.template")
+    done = subprocess.run([sys.executable, template], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 1 and done.stderr.startswith("usage: python example") and "\n" not in done.stderr[:-1]
+
+
+def test_the_program_refuses_what_is_no_picture(recogniser, tmp_path, capsys):
+    export(capsys, recogniser, "--out", tmp_path / "served")
+    (tmp_path / "text.txt").write_text("no picture")
+    for name in ("text.txt", "missing.png"):
+        words = [sys.executable, str(tmp_path / "served" / "example.py"), str(tmp_path / name)]
+        done = subprocess.run(words, capture_output=True, text=True, timeout=60)
+        assert done.returncode == 1 and len(done.stderr.splitlines()) == 1
+        assert f"{name} cannot be read as a picture" in done.stderr
 
 
 def test_a_folder_in_use_is_not_touched(recogniser, tmp_path, capsys):
@@ -232,6 +296,11 @@ def test_a_model_of_another_kind_is_told_the_way(tmp_path, capsys):
 
 
 def test_a_missing_extra_is_named(monkeypatch, tmp_path):
-    monkeypatch.setattr(extra, "PACKAGES", ("onnx", "a_package_that_is_not"))
-    with pytest.raises(UserError, match=r"a_package_that_is_not is not installed: pip install 'hf_vlr\[export\]'"):
-        exporting.export_model("anything", tmp_path / "served")
+    how = r"not installed: in the package's repository, pip install -e \"\.\[export\]\""
+    for packages, said in (
+        (("onnx", "not_there"), f"^not_there is {how}"),
+        (("not_there", "nor_this"), f"^not_there and nor_this are {how}"),
+    ):
+        monkeypatch.setattr(extra, "PACKAGES", packages)
+        with pytest.raises(UserError, match=said):
+            exporting.export_model("anything", tmp_path / "served")

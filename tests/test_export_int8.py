@@ -3,15 +3,18 @@
 import numpy as np
 import onnx
 import pytest
+import torch
 from onnx import TensorProto, helper, numpy_helper
 
 from hf_vlr.data.source import ImageSource
 from hf_vlr.errors import UserError
 from hf_vlr.evaluation.predictions import Predictions
 from hf_vlr.export.accuracy import agreement, falls_of
-from hf_vlr.export.int8 import calibration_batches, even_rows, fitting_kind, left_in_float32, quantise
+from hf_vlr.export.graphs import RecogniserGraph
+from hf_vlr.export.int8 import calibration_batches, even_rows, fitting_kind, left_in_float32, quantise, surely_static
 from hf_vlr.export.options import export_options
 from hf_vlr.export.sessions import Session
+from hf_vlr.export.tracing import write_onnx
 
 
 def write_model(path, channels, width):
@@ -41,6 +44,15 @@ def write_model(path, channels, width):
 def test_the_kind_follows_where_the_weights_are(tmp_path):
     assert fitting_kind(write_model(tmp_path / "a.onnx", channels=16, width=4)) == "static"
     assert fitting_kind(write_model(tmp_path / "b.onnx", channels=16, width=400)) == "dynamic"
+
+
+def test_a_tower_of_convolutions_is_seen_before_it_is_written(tiny, tmp_path):
+    """What is seen early is what the file says; of what is not sure the file decides."""
+    graph, path = RecogniserGraph(tiny.recogniser(vision="resnet")).eval(), tmp_path / "model.onnx"
+    images = [torch.randn(2, 3, tiny.IMAGE_SIZE, tiny.IMAGE_SIZE)]
+    write_onnx(graph, images, [{0: torch.export.Dim("batch")}], path, "resnet")
+    assert surely_static(graph) and fitting_kind(path) == "static"
+    assert not surely_static(RecogniserGraph(tiny.recogniser(vision="swin")))
 
 
 @pytest.mark.parametrize("kind", ["static", "dynamic"])
@@ -131,6 +143,10 @@ def test_agreement_and_falls_by_hand():
         ({"int8.margin": 2}, "int8.margin=2"),
         ({"int8.reduce_range": 1}, "int8.reduce_range=1"),
         ({"latency.threads": 0}, "latency.threads=0"),
+        ({"latency.threads": True}, "latency.threads=True: give a whole number from 1"),
+        ({"latency.runs": True}, "latency.runs=True: give a whole number from 1"),
+        ({"latency.runs": 2.5}, "latency.runs=2.5: give a whole number from 1"),
+        ({"int8.images": True}, "int8.images=True: give a whole number from 1"),
         ({"latency.run": 3}, "there is no setting latency.run"),
     ],
 )

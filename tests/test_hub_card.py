@@ -118,10 +118,12 @@ def test_the_card_says_what_the_run_says(run, card):
         "| templates | CC0-1.0 | 2 |",
         "50 % of the class texts are templates",
         "2 of 5 classes are few-shot (fewer than 20 training images)",
-        "6 steps in 90 seconds on CPU, 1 threads, at most 512 MiB of memory, last loss 0.500",
+        "6 steps in 90 seconds on CPU, 1 thread, at most 512 MiB of memory, last loss 0.500",
         "| `model.init` | `stage1` |",
         "Whether its pre-training has seen the test images is not known.",
         "[the report](report.html)",
+        "the intervals hold for other test images, not for other seeds",
+        "installed by `pip install -e .` in a copy of its repository (no index has it):",
     ):
         assert stated in card, stated
 
@@ -175,6 +177,22 @@ def test_a_license_is_stated_by_the_publisher_or_unknown(run, card):
         f"as their publisher states it: `cc-by-4.0`. Stated of the images and texts: CC-BY-4.0, CC0-1.0. {gaps}"
         in stated
     )
+
+
+@pytest.mark.parametrize("stated", ["", "my own license", "cc-by: [x", "mit\n", "-"])
+def test_a_license_that_is_no_identifier_is_refused(run, stated):
+    with pytest.raises(UserError, match="not an identifier; write one such as"):
+        push_run(run, "org/fox", dry_run=True, license=stated)
+
+
+def test_a_card_speaks_of_intervals_only_where_there_are_some(copy):
+    document = json.loads((copy / "metrics.json").read_text())
+    for entry in document["predictors"].values():
+        del entry["intervals"]
+    (copy / "metrics.json").write_text(json.dumps(document))
+    card = card_of(copy)
+    assert "interval" not in card
+    assert "One run, seed 0: how far the numbers move with other seeds or images is not known." in card
 
 
 def test_texts_without_a_license_stay_at_home(tiny, tmp_path):
@@ -322,10 +340,11 @@ def test_a_converted_model_keeps_what_its_conversion_said(tiny, tmp_path):
 def test_names_cannot_break_the_card(tiny, tmp_path):
     names = ["a|b", "**c**", "<script>", "[d](e)", "`f`"]
     model = tiny.recogniser(id2label=dict(enumerate(names)), label2id={name: i for i, name in enumerate(names)})
-    run = runs.make_run(tiny, tmp_path / "run", model=model, texts=((0, "x", "a | b", "MIT"),))
+    run = runs.make_run(tiny, tmp_path / "run", model=model, texts=((0, "x", "a | b", "<script>|`"),))
     card = card_of(run)
-    assert "| a \\| b | MIT | 1 |" in card
-    assert "<script>" not in card
+    assert card.count("\\<script>\\|\\`") == 2
+    assert "| a \\| b | \\<script>\\|\\` | 1 |" in card
+    assert not re.search(r"(?<!\\)<script>", card)
 
 
 def test_a_dry_run_shows_files_and_card_and_asks_nobody(run, capsys, monkeypatch):
@@ -364,7 +383,7 @@ def test_folders_that_are_no_run_are_refused(copy, tmp_path):
     refused(copy, "a OtherModel, no model of this package")
     (copy / "model.safetensors").unlink()
     refused(copy, "the run is not finished and has no model yet; go on with hf-vlr train … --resume")
-    for name in ("fox", "a/b/c", "org/f x"):
+    for name in ("fox", "a/b/c", "org/f x", ""):
         with pytest.raises(UserError, match="write ORG/NAME"):
             push_run(copy, name, dry_run=True)
 

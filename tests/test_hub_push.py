@@ -12,8 +12,10 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+from PIL import Image
 
 from hf_vlr import VLLTRModel
+from hf_vlr.cli.push import own_examples
 from hf_vlr.errors import UserError
 from hf_vlr.hub import push_run
 
@@ -75,6 +77,9 @@ def test_a_run_is_one_commit_and_pushing_again_brings_it_up_to_date(hub, run, ti
     runs.write_lines(run / "log.jsonl", [{"step": 6, "loss": 0.25}])
     second, third = runs.push(hub, home, *[request(run, license="cc-by-4.0")] * 2)
     assert [commit.title for commit in repo.commits[2:]] == ["by hand", "Update the model"]
+    unchanged = "nothing has changed: the repository holds all of this already"
+    assert unchanged not in second["said"]
+    assert third["said"][-1] == unchanged
     assert second["url"] == third["url"] == f"{hub.endpoint}/org/fox/commit/{repo.commits[-1].sha}"
     assert there - set(repo.commits[-1].files) == {"report.html"}
     assert hub.read("org/fox", "notes.md") == b"mine"
@@ -230,6 +235,59 @@ def test_one_command_pushes_a_model_and_a_space_for_it(hub, tiny, tmp_path):
     assert model.private
     assert space.sdk == "gradio"
     assert "org/fox" in hub.read("org/fox-demo", "README.md", "spaces").decode()
+
+
+@pytest.mark.slow
+def test_pushing_the_same_again_says_so_in_our_words(hub, tiny, tmp_path):
+    run = runs.make_run(tiny, tmp_path / "machine" / "run")
+    words = ["-m", "hf_vlr", "push", str(run), "org/fox"]
+    first = runs.client(hub, tmp_path / "home", *words)
+    process = runs.start(hub, tmp_path / "home", *words)
+    again, errors = process.communicate(timeout=180)
+    assert "nothing has changed" not in first
+    assert "nothing has changed: the repository holds all of this already" in again.splitlines()
+    assert "pushed" not in again
+    assert "empty commit" not in again + errors
+
+
+@pytest.mark.slow
+def test_a_space_that_may_not_be_written_keeps_the_model_at_home(hub, tiny, tmp_path):
+    run = runs.make_run(tiny, tmp_path / "machine" / "run")
+    words = ["-m", "hf_vlr", "push", str(run), "ann/fox", "--space", "bob/demo"]
+    process = runs.start(hub, tmp_path / "home", *words)
+    _, errors = process.communicate(timeout=180)
+    assert process.returncode == 2
+    assert "bob/demo: this token may not write there" in errors
+    assert "Upload the model" not in [commit.title for commit in hub.repos["models", "ann/fox"].commits]
+    assert hub.received == []
+
+
+@pytest.mark.slow
+def test_pictures_go_to_the_space(hub, tiny, tmp_path):
+    run = runs.make_run(tiny, tmp_path / "machine" / "run")
+    pictures = tmp_path / "pictures"
+    pictures.mkdir()
+    words = ["-m", "hf_vlr", "push", str(run), "org/fox", "--space", "org/demo", "--examples", str(pictures)]
+    process = runs.start(hub, tmp_path / "home", *words)
+    _, errors = process.communicate(timeout=180)
+    assert process.returncode == 2
+    assert "no pictures to show as examples" in errors
+    assert hub.requests == []
+    Image.new("RGB", (20, 10), "red").save(pictures / "red.png")
+    runs.client(hub, tmp_path / "home", *words)
+    assert "examples/1.png" in hub.repos["spaces", "org/demo"].commits[-1].files
+
+
+def test_a_run_has_pictures_of_its_own_or_those_of_the_quickstart(tmp_path):
+    run = tmp_path / "quick" / "stage2"
+    run.mkdir(parents=True)
+    (tmp_path / "quick" / "examples").mkdir()
+    # a folder of that name beside a run is anybody's
+    assert own_examples(str(run)) is None
+    (tmp_path / "quick" / "quickstart.md").write_text("rows")
+    assert own_examples(str(run)) == str(tmp_path / "quick" / "examples")
+    (run / "examples").mkdir()
+    assert own_examples(str(run)) == str(run / "examples")
 
 
 TRAINING = (

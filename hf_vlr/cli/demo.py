@@ -1,5 +1,6 @@
 """`hf-vlr demo`."""
 
+import errno
 from pathlib import Path
 
 import click
@@ -51,20 +52,40 @@ def _benchmark(model: str) -> None:
 def _show(model: str, examples: str | None, host: str, port: int, share: bool) -> None:
     from hf_vlr.demo.app import build, launch_options
 
+    port = free_port(host, port)
     say(f"loading {model}")
     page = build(model, examples)
-    address = {"server_name": host, "server_port": port or _free_port(host), "share": share}
+    address = {"server_name": host, "server_port": port, "share": share}
     try:
         _, url, _ = page.launch(prevent_thread_lock=True, quiet=True, **address, **launch_options())
     except OSError as error:
-        raise UserError(f"port {port} on {host} cannot be used: {error}; choose another with --port") from error
+        # another program took it while the model was read
+        raise UserError(_in_use(host, port)) from error
     say(f"open {page.share_url or url} (Ctrl+C stops it)")
     page.block_thread()
 
 
-def _free_port(host: str) -> int:
+def free_port(host: str, port: int) -> int:
+    """The port, for 0 any that is free; `UserError` where this machine cannot listen, before a model is read."""
     import socket
 
-    with socket.socket() as probe:
-        probe.bind((host, 0))
+    try:
+        family, _, _, _, address = socket.getaddrinfo(host.strip("[]"), port, type=socket.SOCK_STREAM)[0]
+    except (OSError, UnicodeError) as error:
+        raise UserError(f"--host {host}: no such address; give one of this machine, such as 127.0.0.1") from error
+    with socket.socket(family) as probe:
+        # a port that was left a moment ago is free
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(address)
+        except OSError as error:
+            if error.errno == errno.EADDRNOTAVAIL:
+                raise UserError(f"--host {host}: not an address of this machine, such as 127.0.0.1") from error
+            if error.errno == errno.EACCES:
+                raise UserError(f"port {port} on {host}: not allowed; choose one above 1023 with --port") from error
+            raise UserError(_in_use(host, port)) from error
         return probe.getsockname()[1]
+
+
+def _in_use(host: str, port: int) -> str:
+    return f"port {port} on {host} is in use; choose another with --port, 0 for any"

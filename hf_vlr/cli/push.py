@@ -1,8 +1,11 @@
 """`hf-vlr push`."""
 
+from pathlib import Path
+
 import click
 
 from hf_vlr.cli.output import say
+from hf_vlr.errors import UserError
 
 
 @click.command()
@@ -14,6 +17,7 @@ from hf_vlr.cli.output import say
 @click.option("--license", metavar="ID", help="The weights' license, such as cc-by-4.0. Default: unknown.")
 @click.option("--predictions", is_flag=True, help="Upload predictions.npz too.")
 @click.option("--space", metavar="ORG/NAME", help="Also make a Space there that shows the model.")
+@click.option("--examples", metavar="DIR", help="Pictures for the Space. Default: the run's own, or the quickstart's.")
 def command(
     folder: str,
     repo_id: str,
@@ -23,6 +27,7 @@ def command(
     license: str | None,
     predictions: bool,
     space: str | None,
+    examples: str | None,
 ) -> None:
     """Publish the model in RUN_DIR as ORG/NAME on the Hub, in one commit, with a card written from the run.
 
@@ -34,14 +39,26 @@ def command(
     \b
     hf-vlr push runs/RECIPE ORG/NAME --dry-run
     hf-vlr push runs/RECIPE ORG/NAME --private
-    hf-vlr push runs/RECIPE ORG/NAME --dataset ORG/DATA --license cc-by-4.0 --space ORG/DEMO
+    hf-vlr push runs/RECIPE ORG/NAME --dataset ORG/DATA --license cc-by-4.0 --space ORG/DEMO --examples my/pictures
     """
-    from hf_vlr.hub.push import push_run
+    from hf_vlr.hub.push import UNCHANGED, push_run
 
-    if space:
-        from hf_vlr.hub.connection import check_name
+    told: list[str] = []
 
-        check_name(space)
+    def tell(line: str) -> None:
+        told.append(line)
+        say(line)
+
+    if space is not None:
+        from hf_vlr.hub.space import push_space
+
+        examples = examples or own_examples(folder)
+        # before anything is uploaded: a name that is none, pictures that cannot be read
+        push_space(space, repo_id, dry_run=True, examples=examples, say=lambda line: None)
+        if examples:
+            say(f"the Space shows pictures of {examples}")
+    elif examples is not None:
+        raise UserError("--examples are pictures of a Space; name it with --space ORG/NAME")
     url = push_run(
         folder,
         repo_id,
@@ -50,13 +67,21 @@ def command(
         dataset=dataset,
         license=license,
         predictions=predictions,
-        say=say,
+        space=space,
+        say=tell,
     )
     if not dry:
-        say(f"pushed: {url}")
-    if space:
-        from hf_vlr.hub.space import push_space
-
-        address = push_space(space, repo_id, private=private, dry_run=dry, say=say)
+        say(f"there: {url}" if UNCHANGED in told else f"pushed: {url}")
+    if space is not None:
+        address = push_space(space, repo_id, private=private, dry_run=dry, examples=examples, say=say)
         if not dry:
             say(f"Space: {address}")
+
+
+def own_examples(folder: str) -> str | None:
+    """The pictures of a run: its folder `examples`, or the one that the quickstart drew beside its runs."""
+    run = Path(folder).expanduser()
+    if (run / "examples").is_dir():
+        return str(run / "examples")
+    drawn = run.parent / "examples"
+    return str(drawn) if drawn.is_dir() and (run.parent / "quickstart.md").is_file() else None

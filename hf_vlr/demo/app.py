@@ -68,7 +68,7 @@ def import_gradio() -> Any:
     try:
         import gradio
     except ImportError as error:
-        raise UserError('the demonstration needs gradio: pip install "hf_vlr[demo]"') from error
+        raise UserError('gradio is not installed: in the package\'s repository, pip install -e ".[demo]"') from error
     return gradio
 
 

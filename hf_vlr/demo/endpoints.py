@@ -11,7 +11,7 @@ from hf_vlr.demo.exhibit import Exhibit
 from hf_vlr.demo.language import MAX_TAUGHT, ranked_with_taught
 from hf_vlr.demo.pictures import MAX_BATCH, read_picture
 from hf_vlr.demo.recognise_tab import Recognise, Settings
-from hf_vlr.demo.session import Seen, Stage, in_words, look, received_files
+from hf_vlr.demo.session import Seen, Stage, in_words, look, numbers_only, received_files
 from hf_vlr.demo.teach_tab import Teach
 from hf_vlr.errors import UserError
 
@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from PIL import Image
 
 MANY = 10_000
+# pictures of a batch that lie decoded in memory together
+DECODED = 16
 
 
 class Endpoints:
@@ -43,19 +45,10 @@ class Endpoints:
             raise UserError("There are no pictures: send at least one.")
         if len(images) > MAX_BATCH:
             raise UserError(f"{len(images)} pictures are too many: send at most {MAX_BATCH} at a time.")
-        pictures: list[Any] = []
-        for number, data in enumerate(images):
-            try:
-                pictures.append(read_picture(data, f"Picture {number}"))
-            except UserError as error:
-                pictures.append(str(error))
-        readable = [one for one in pictures if not isinstance(one, str)]
-        features = self.exhibit.image_features(readable) if readable else np.empty((0, 1), dtype=np.float32)
-        opinions = self.exhibit.opinions(features) if readable else []
-        seen = iter([Seen(*pair) for pair in zip(features, opinions)])
         return [
-            {"error": one} if isinstance(one, str) else self._prediction(next(seen), fusion_weight, tau, top_k)
-            for one in pictures
+            answer
+            for start in range(0, len(images), DECODED)
+            for answer in self._predictions(images[start : start + DECODED], start, fusion_weight, tau, top_k)
         ]
 
     def sentences(self, image: "Image.Image | None", label: str, count: float) -> list[dict[str, Any]]:
@@ -107,6 +100,25 @@ class Endpoints:
             "accuracy": accuracy,
         }
 
+    def _predictions(
+        self, images: list[bytes], first: int, fusion_weight: float, tau: float, top_k: float
+    ) -> list[dict[str, Any]]:
+        """Predictions of a few pictures, whose numbers begin at `first`."""
+        pictures: list[Any] = []
+        for number, data in enumerate(images, start=first):
+            try:
+                pictures.append(read_picture(data, f"Picture {number}"))
+            except UserError as error:
+                pictures.append(str(error))
+        readable = [one for one in pictures if not isinstance(one, str)]
+        features = self.exhibit.image_features(readable) if readable else np.empty((0, 1), dtype=np.float32)
+        opinions = self.exhibit.opinions(features) if readable else []
+        seen = iter([Seen(*pair) for pair in zip(features, opinions)])
+        return [
+            {"error": one} if isinstance(one, str) else self._prediction(next(seen), fusion_weight, tau, top_k)
+            for one in pictures
+        ]
+
     def _prediction(self, seen: Seen, fusion_weight: float, tau: float, top_k: float) -> dict[str, Any]:
         rows = [row.document() for row in self.recognising.rows(seen, fusion_weight, tau, int(top_k))]
         return {key: rows[0][key] for key in ("label", "index", "score")} | {"classes": rows}
@@ -132,11 +144,12 @@ def add_endpoints(stage: Stage, settings: Settings | None) -> None:
         offer(functions.recognise_batch, [files, *settings.all()])
     if exhibit.has_language:
         label = gr.Textbox(visible=False, label="label")
-        offer(functions.sentences, [image, label, gr.Slider(1, 64, 8, step=1, visible=False, label="count")])
+        count = numbers_only(gr.Slider(1, 64, 8, step=1, visible=False, label="count"))
+        offer(functions.sentences, [image, label, count])
     labels = gr.Textbox(visible=False, label="labels, one a line")
     offer(functions.ask, [image, labels, gr.Textbox(exhibit.template, visible=False, label="template")])
     if exhibit.recogniser:
         classes = gr.JSON(visible=False, label="{name: [sentence, ...]}")
-        advantage = gr.Slider(0, 6, 0, step=0.5, visible=False, label="advantage")
+        advantage = numbers_only(gr.Slider(0, 6, 0, step=0.5, visible=False, label="advantage"))
         offer(functions.teach, [image, classes, advantage, settings.top])
     offer(functions.about, [])

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 from hf_vlr.demo.bars import ON_LOAD, bars, nothing_yet, sentence_list
 from hf_vlr.demo.exhibit import Exhibit
 from hf_vlr.demo.recognition import Row, ranked
-from hf_vlr.demo.session import Seen, Stage, in_words, require
+from hf_vlr.demo.session import Seen, Stage, in_words, numbers_only, require
 from hf_vlr.errors import UserError
 
 if TYPE_CHECKING:
@@ -98,7 +98,7 @@ def add_sliders(exhibit: Exhibit) -> Settings:
         visible=counted,
     )
     top = gr.Slider(1, MOST, TOP, step=1, label="Classes shown", visible=exhibit.recogniser)
-    return Settings(weight, tau, top)
+    return Settings(*map(numbers_only, (weight, tau, top)))
 
 
 def add_tab(stage: Stage) -> Settings:

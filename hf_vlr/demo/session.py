@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     import gradio as gr
 
 NO_PICTURE = "There is no picture: upload one or choose an example."
+NO_UPLOAD = "This is no file that was uploaded: send one."
 # seconds after which a visitor who has left is forgotten
 FORGET = 3600
 
@@ -55,17 +56,20 @@ def require(seen: Seen | None) -> Seen:
     return seen
 
 
-def uploaded(path: str) -> bytes:
+def uploaded(path: Any) -> bytes:
     """The content of a file that gradio has taken in. Raises `UserError` for every other path.
 
     gradio looks at paths itself, but only at those that are marked as files, and the mark is the sender's to leave out.
     """
     from gradio.utils import get_upload_folder
 
-    found = Path(path).resolve()
-    if not found.is_relative_to(Path(get_upload_folder()).resolve()) or not found.is_file():
-        raise UserError("This is no file that was uploaded: send one.")
-    return found.read_bytes()
+    try:
+        found = Path(path).resolve()
+        if found.is_relative_to(Path(get_upload_folder()).resolve()) and found.is_file():
+            return found.read_bytes()
+    except (OSError, ValueError, TypeError) as error:
+        raise UserError(NO_UPLOAD) from error
+    raise UserError(NO_UPLOAD)
 
 
 def received(payload: Any) -> Image.Image | None:
@@ -83,6 +87,20 @@ def received(payload: Any) -> Image.Image | None:
 def received_files(payload: Any) -> list[bytes]:
     """The files that a client sent. Takes the place of `gr.File.preprocess`."""
     return [in_words(uploaded)(one.path) for one in (payload or [])]
+
+
+def numbers_only(slider: "gr.Slider") -> "gr.Slider":
+    """The slider, which refuses in words what is no number in its range; gradio's own fails on what is no number."""
+    within = slider.preprocess
+
+    def preprocess(payload: Any) -> Any:
+        number = isinstance(payload, int | float) and not isinstance(payload, bool)
+        if not number or not slider.minimum <= payload <= slider.maximum:
+            raise UserError(f"{slider.label}: give a number from {slider.minimum:g} to {slider.maximum:g}.")
+        return within(payload)
+
+    slider.preprocess = in_words(preprocess)
+    return slider
 
 
 def in_words(function: Callable[..., Any]) -> Callable[..., Any]:

@@ -50,7 +50,7 @@ class Exportable:
 def open_exportable(location: str, recipe: Recipe, classes: ImageSource | None = None) -> Exportable:
     """A recogniser, or a dual encoder with `classes` (whose texts are `data.texts`) as a classifier, or bare.
 
-    Raises `UserError` for a model of another kind, and for classes without texts.
+    Raises `UserError` for a model of another kind, for classes without texts, and for a recogniser's `named_classes`.
     """
     config = read_config(location)
     if config.model_type not in OWN_TYPES:
@@ -64,6 +64,8 @@ def open_exportable(location: str, recipe: Recipe, classes: ImageSource | None =
     name = Path(location).resolve().name if Path(location).is_dir() else location
     preprocessing = preprocessing_of(encoder.transform)
     if isinstance(encoder.model, VLLTRForImageClassification):
+        if classes is not None and not len(classes):
+            raise UserError(f"--class-names is for a dual encoder; the recogniser {name} has classes of its own")
         return _recogniser(name, encoder, preprocessing)
     text = _text_graph(encoder)
     if classes is None:

@@ -2,6 +2,7 @@
 
 import shutil
 import tempfile
+from collections import Counter
 from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
@@ -20,7 +21,7 @@ from hf_vlr.evaluation.preprocessing import PROBES, probe
 from hf_vlr.export.accuracy import FLOAT, INT8, Served, measured_change
 from hf_vlr.export.exportable import Exportable, named_classes, open_exportable
 from hf_vlr.export.extra import require_extra
-from hf_vlr.export.int8 import calibration_batches, fitting_kind, quantise
+from hf_vlr.export.int8 import calibration_batches, fitting_kind, quantise, surely_static
 from hf_vlr.export.latency import measure_files
 from hf_vlr.export.options import ExportOptions
 from hf_vlr.export.sessions import Session
@@ -69,13 +70,17 @@ def export_model(
     that cannot be exported and for what does not fit it.
     """
     require_extra()
+    if not str(out):
+        raise UserError("--out is empty: name a new folder")
     folder = free_folder(out)
     with_data = any(word.startswith("data.source=") for word in overrides)
     if class_names is not None:
         # the texts that the run was trained with are for other classes
         overrides = ["data.texts=null", *overrides]
     recipe = recipe_of(location, overrides)
-    exportable = open_exportable(location, recipe, _classes(location, recipe, with_data, class_names))
+    exportable = open_exportable(location, recipe, _classes(recipe, with_data, class_names))
+    if options.int8 and not with_data:
+        _check_calibration(options.kind == "static" or (options.kind == "auto" and surely_static(exportable.image)))
     beginning = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent)) / folder.name
     try:
         with writing(folder, "mend that and export again"):
@@ -92,13 +97,34 @@ def export_model(
     return record
 
 
-def _classes(location: str, recipe: Recipe, with_data: bool, class_names: str | None) -> ImageSource | None:
+def _classes(recipe: Recipe, with_data: bool, class_names: str | None) -> ImageSource | None:
     """The classes that a dual encoder is given; a recogniser has its own."""
     if class_names is not None:
         if with_data:
             raise UserError("--class-names is for an export without --data, which has classes of its own")
-        return named_classes(read_names(class_names))
+        return named_classes(_distinct(class_names))
     return labelled(load_split(recipe, "train")) if with_data else None
+
+
+def _distinct(file: str) -> list[str]:
+    """The names in a file, a name a line, without empty lines; `UserError` for fewer than two and for one twice."""
+    names = [name for name in map(str.strip, read_names(file)) if name]
+    if len(names) < 2:
+        found = "one class name" if names else "no class names"
+        raise UserError(f"{file} has {found}; give two or more, a name a line")
+    twice = [name for name, count in Counter(names).items() if count > 1]
+    if twice:
+        raise UserError(f"{file} names {twice[0]!r} more than once; give every class once")
+    return names
+
+
+def _check_calibration(static: bool) -> None:
+    """`UserError` for a static int8 model of an export without data."""
+    if static:
+        raise UserError(
+            "--int8 of a tower of convolutions is calibrated on training images: add --data SOURCE "
+            "(or int8.kind=dynamic, which leaves convolutions in float32)"
+        )
 
 
 def _write(
@@ -140,11 +166,7 @@ def _write_int8(
     """The int8 model and what is known of it."""
     source, target = folder / MODEL_FILE, folder / INT8_FILE
     kind = fitting_kind(source) if options.kind == "auto" else options.kind
-    if kind == "static" and not with_data:
-        raise UserError(
-            "--int8 of a tower of convolutions is calibrated on training images: add --data SOURCE "
-            "(or int8.kind=dynamic, which leaves convolutions in float32)"
-        )
+    _check_calibration(kind == "static" and not with_data)
     batches = ()
     if kind == "static":
         train = labelled(load_split(recipe, "train"))

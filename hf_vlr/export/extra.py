@@ -11,4 +11,7 @@ def require_extra() -> None:
     """Raise `UserError` that says how to install what is missing."""
     missing = [name for name in PACKAGES if find_spec(name) is None]
     if missing:
-        raise UserError(f"{', '.join(missing)} is not installed: pip install 'hf_vlr[export]'")
+        verb = "is" if len(missing) == 1 else "are"
+        raise UserError(
+            f'{" and ".join(missing)} {verb} not installed: in the package\'s repository, pip install -e ".[export]"'
+        )

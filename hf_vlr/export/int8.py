@@ -12,11 +12,13 @@ that is mostly convolutions gets a static model, any other a dynamic one, unless
 
 import tempfile
 from collections.abc import Iterable, Iterator
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from torch import nn
 
 from hf_vlr.data.source import ImageSource
 from hf_vlr.errors import UserError
@@ -36,6 +38,19 @@ def fitting_kind(path: Path) -> str:
     """ "static" for a model whose weights are mostly those of convolutions, else "dynamic"."""
     weights = _weights_by_operation(path)
     return "static" if weights["Conv"] > weights["MatMul"] + weights["Gemm"] else "dynamic"
+
+
+def surely_static(graph: nn.Module) -> bool:
+    """Whether `fitting_kind` is "static" whatever else is in the file, seen before anything is written.
+
+    The products' weights are counted from above: every parameter and buffer outside the text tower with one dimension
+    or more that is no filter of a convolution. Where that is too many, `fitting_kind` decides.
+    """
+    sizes = {True: 0, False: 0}
+    for name, tensor in chain(graph.named_parameters(), graph.named_buffers()):
+        if not {"text_model", "text_projection", "language"}.intersection(name.split(".")):
+            sizes[tensor.ndim == 4] += tensor.numel()
+    return sizes[True] > sizes[False]
 
 
 def quantise(source: Path, target: Path, kind: str, calibration: Iterable[Pixels], *, reduce_range: bool) -> None:

@@ -31,11 +31,10 @@ class ExportOptions:
     def __post_init__(self) -> None:
         if self.kind not in INT8_KINDS:
             raise UserError(f"int8.kind={self.kind} is unknown; there are: {', '.join(INT8_KINDS)}")
-        for key, value, low in (("int8.images", self.images, 1), ("latency.runs", self.runs, 1)):
-            if not isinstance(value, int) or value < low:
-                raise UserError(f"{key}={value}: give a whole number from {low}")
-        if self.threads is not None and (not isinstance(self.threads, int) or self.threads < 1):
-            raise UserError(f"latency.threads={self.threads}: give a whole number from 1")
+        threads = 1 if self.threads is None else self.threads
+        for key, value in (("int8.images", self.images), ("latency.runs", self.runs), ("latency.threads", threads)):
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+                raise UserError(f"{key}={value}: give a whole number from 1")
         if isinstance(self.margin, bool) or not isinstance(self.margin, int | float) or not 0 <= self.margin <= 1:
             raise UserError(f"int8.margin={self.margin}: give a fraction from 0 to 1, as in 0.01 for one point")
         if not isinstance(self.reduce_range, bool):

@@ -13,6 +13,7 @@ from hf_vlr.hub.eval_results import eval_result_files
 from hf_vlr.hub.measurements import METRICS_FILE, PER_CLASS_FILE, REPORT_FILE, measured
 from hf_vlr.hub.model_parts import weight_files
 from hf_vlr.hub.plots import plots
+from hf_vlr.hub.reading import read_json, read_text
 from hf_vlr.hub.remote_code import remote_code, with_auto_map
 from hf_vlr.hub.run_facts import CONVERSION_FILE, RECIPE_FILE, TEXTS_FILE, RunFacts
 
@@ -100,11 +101,11 @@ def _predictions(facts: RunFacts) -> list[Path]:
 
 def _scrubbed(facts: RunFacts, path: Path) -> Path | bytes:
     """The file itself, or its bytes without paths of this machine where it has any."""
-    text = path.read_text(encoding="utf-8")
     if path.suffix != ".json":
+        text = read_text(path)
         clean = facts.paths.clean_text(text)
         return path if clean == text else clean.encode()
-    value = json.loads(text)
+    value = read_json(path)
     clean_value = facts.paths.clean(value)
     return path if clean_value == value else _dumped(clean_value)
 

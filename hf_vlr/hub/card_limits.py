@@ -95,7 +95,10 @@ def _unmeasured(facts: RunFacts) -> list[str]:
             lines.append("What it makes of classes that were not trained on has not been measured.")
         if facts.recipe is not None:
             seed = facts.setting("seed", 0)
-            lines.append(f"One run, seed {seed}: the intervals hold for other test images, not for other seeds.")
+            if any("intervals" in entry for one in facts.measurements for entry in one.document["predictors"].values()):
+                lines.append(f"One run, seed {seed}: the intervals hold for other test images, not for other seeds.")
+            else:
+                lines.append(f"One run, seed {seed}: how far the numbers move with other seeds or images is not known.")
     if facts.protocol.get("pretraining"):
         lines.append("Whether its pre-training has seen the test images is not known.")
     lines.append("Nothing was measured of people, places or cultures in the images, nor of images made to deceive it.")

@@ -75,7 +75,7 @@ def usage(facts: RunFacts, repo_id: str) -> str:
         "tower": "It gives features of images.",
     }[kind]
     return blocks(
-        "With the package `hf_vlr` installed:",
+        "With the package `hf_vlr`, installed by `pip install -e .` in a copy of its repository (no index has it):",
         own.format(repo_id=repo_id, labels=labels),
         more,
         "Without it, by the code in this repository; read that before you trust it:",

@@ -1,8 +1,19 @@
 """The license of a model: what its publisher states, beside what is known of that of its images and texts."""
 
+import re
+
+from hf_vlr.errors import UserError
+from hf_vlr.hub.markdown import cell
 from hf_vlr.hub.run_facts import GENERATED, RunFacts
 
 UNKNOWN = "unknown"
+IDENTIFIER = re.compile(r"[a-z0-9]+([.-][a-z0-9]+)*", re.IGNORECASE)
+
+
+def check_license(stated: str) -> None:
+    """`UserError` for what cannot be the identifier of a license on the Hub."""
+    if not IDENTIFIER.fullmatch(stated):
+        raise UserError(f"license {stated!r}: not an identifier; write one such as cc-by-4.0, or `other`")
 
 
 def model_license(facts: RunFacts, stated: str | None = None) -> tuple[str, str]:
@@ -12,7 +23,7 @@ def model_license(facts: RunFacts, stated: str | None = None) -> tuple[str, str]
     images and texts came under.
     """
     gaps, known = unknowns(facts), sorted({use.license for use in facts.texts if use.license} | {*_of_data(facts)})
-    made_of = f" Stated of the images and texts: {', '.join(known)}." if known else ""
+    made_of = f" Stated of the images and texts: {', '.join(map(cell, known))}." if known else ""
     made_of += f" Not known: {'; '.join(gaps)}." if gaps else ""
     if stated:
         return stated.lower(), f"License of these weights, as their publisher states it: `{stated.lower()}`.{made_of}"
@@ -34,7 +45,7 @@ def unknowns(facts: RunFacts) -> list[str]:
     if bare:
         found.append(f"the license of {bare:,} of {sum(use.sentences for use in facts.texts):,} sentences")
     if facts.protocol.get("pretraining"):
-        found.append(f"the license of {facts.protocol['pretraining']}, from whose weights training began")
+        found.append(f"the license of {cell(facts.protocol['pretraining'])}, from whose weights training began")
     return found
 
 

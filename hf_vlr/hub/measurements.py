@@ -4,6 +4,7 @@ import csv
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from math import isfinite
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -11,6 +12,8 @@ from hf_vlr.errors import UserError
 from hf_vlr.evaluation.main_predictor import main_of
 
 METRICS_FILE, PER_CLASS_FILE, REPORT_FILE = "metrics.json", "per_class.csv", "report.html"
+# numbers of a predictor that may be absent
+FRACTIONS = ("balanced_accuracy", "top5", "macro_f1", "worst_tenth", "worst_class", "nll", "ece", "tail_to_head")
 # what must agree before two measurements are one
 SAME = ("split", "source", "resolution", "test_time_augmentation", "texts", "rule")
 
@@ -66,6 +69,7 @@ def read_measurements(folder: Path, documents: Mapping[Path, Any]) -> tuple[Meas
     latest: dict[str, tuple[float, Measurement]] = {}
     for where, document in documents.items():
         try:
+            check_document(document)
             protocol, written = document["protocol"], (where / METRICS_FILE).stat().st_mtime
             conditions = json.dumps([protocol.get(name) for name in SAME], sort_keys=True)
             place = "" if where == folder else where.relative_to(folder).as_posix()
@@ -77,6 +81,31 @@ def read_measurements(folder: Path, documents: Mapping[Path, Any]) -> tuple[Meas
             latest[conditions] = written, found
     found = [measurement for _, measurement in latest.values()]
     return tuple(sorted(found, key=lambda one: not str(one.protocol.get("split")).startswith("test")))
+
+
+def check_document(document: Any) -> None:
+    """KeyError, TypeError or AttributeError for a document without the numbers that a card prints."""
+    protocol = document["protocol"]
+    for name in ("rule", "versions", "training"):
+        if not isinstance(protocol.get(name) or {}, dict):
+            raise TypeError(name)
+    for entry in document["predictors"].values():
+        for name in ("num_images", "num_classes"):
+            _check_number(entry[name])
+        _check_number(entry["accuracy"])
+        for name in FRACTIONS:
+            _check_number(entry.get(name), optional=True)
+        for group in entry["groups"].values():
+            _check_number(group["classes"])
+            _check_number(group["accuracy"], optional=True)
+            _check_number(group.get("images"), optional=True)
+
+
+def _check_number(value: Any, optional: bool = False) -> None:
+    if value is None and optional:
+        return
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not isfinite(value):
+        raise TypeError(f"{value!r} is no number")
 
 
 def _classes(path: Path, predictor: str) -> tuple[ClassRow, ...]:

@@ -52,6 +52,8 @@ def read_parts(folder: Path) -> ModelParts:
         if kind is None:
             found = ", ".join(config.architectures or [config.model_type])
             raise UserError(f"{folder}: a {found}, no model of this package; push it with its own library")
+        if not isinstance(config, kind.config_class):
+            raise UserError(f"{folder}: a {kind.__name__} of model_type {config.model_type}; save the model again")
         with torch.device("meta"):
             model = kind(config)
     except UNLOADABLE as error:

@@ -1,8 +1,10 @@
 """A run becomes a repository on the Hub: one commit, or one line that says why there is none."""
 
 import json
+import logging
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,9 +14,11 @@ from huggingface_hub.errors import EntryNotFoundError
 from hf_vlr.errors import UserError
 from hf_vlr.hub.bundle import CARD, MANIFEST, Bundle, make_bundle
 from hf_vlr.hub.connection import check_name, claim, one_line_errors, open_hub, persist
+from hf_vlr.hub.licenses import check_license
 from hf_vlr.hub.run_facts import RunFacts, check_folder, read_run
 
 Say = Callable[[str], None]
+UNCHANGED = "nothing has changed: the repository holds all of this already"
 
 
 def push_run(
@@ -27,6 +31,7 @@ def push_run(
     dataset: str | None = None,
     license: str | None = None,
     predictions: bool = False,
+    space: str | None = None,
     say: Say = print,
 ) -> str:
     """Upload a trained or converted model as `repo_id` in one commit, and return the URL of the commit.
@@ -44,14 +49,18 @@ def push_run(
         dry_run: tell the files with their sizes and the card, touch no network, return "".
         token: by default the one that `hf auth login` saved.
         dataset: ORG/NAME of the data set on the Hub, where the recipe names a copy on this machine.
-        license: the identifier of the weights' license on the Hub; else `unknown`.
+        license: the identifier of the weights' license on the Hub, such as cc-by-4.0 or other; else `unknown`.
         predictions: whether `predictions.npz` goes too.
-        say: is told what happens, line by line.
+        space: ORG/NAME of a Space that is to show the model: made or found writable before anything is uploaded.
+        say: is told what happens, line by line; `UNCHANGED` where the repository held everything already.
 
     Raises `UserError` for a folder without a complete model, and everything the Hub or the network refuses.
     """
-    for name in filter(None, (repo_id, dataset)):
-        check_name(name)
+    for name in (repo_id, dataset, space):
+        if name is not None:
+            check_name(name)
+    if license is not None:
+        check_license(license)
     if dry_run:
         bundle = make_bundle(read_run(folder, dataset), repo_id, license, predictions)
         tell(bundle, say)
@@ -62,10 +71,13 @@ def push_run(
     with one_line_errors(repo_id):
         # before the work: a token that is none, a name that is another's
         persist(lambda: claim(api, repo_id, private), say)
+        if space is not None:
+            with one_line_errors(space):
+                persist(lambda: claim(api, space, private, "space", "gradio"), say)
         facts = persist(lambda: with_known_ids(api, facts, dataset, say), say)
         bundle = make_bundle(facts, repo_id, license, predictions)
         say(f"{len(bundle.files)} files, {megabytes(sum(map(bundle.size, bundle.files)))}")
-        return persist(lambda: commit(api, repo_id, bundle), say)
+        return persist(lambda: commit(api, repo_id, bundle, say), say)
 
 
 def with_known_ids(api: HfApi, facts: RunFacts, asked: str | None, say: Say) -> RunFacts:
@@ -83,7 +95,7 @@ def with_known_ids(api: HfApi, facts: RunFacts, asked: str | None, say: Say) -> 
     return replace(facts, dataset_id=None)
 
 
-def commit(api: HfApi, repo_id: str, bundle: Bundle) -> str:
+def commit(api: HfApi, repo_id: str, bundle: Bundle, say: Say) -> str:
     """One commit of a bundle, and the removal of what an earlier push uploaded and this one does not."""
     # made anew at every attempt: an operation remembers what became of it
     operations = [
@@ -93,9 +105,27 @@ def commit(api: HfApi, repo_id: str, bundle: Bundle) -> str:
     there = set(api.list_repo_files(repo_id))
     stale = sorted((earlier_files(api, repo_id, there) & there) - set(bundle.files) - {".gitattributes"})
     title = "Update the model" if MANIFEST in there else "Upload the model"
-    return api.create_commit(
-        repo_id, [*operations, *map(CommitOperationDelete, stale)], commit_message=title
-    ).commit_url
+    before = api.model_info(repo_id).sha
+    with without_note_of_nothing():
+        made = api.create_commit(repo_id, [*operations, *map(CommitOperationDelete, stale)], commit_message=title)
+    if made.oid == before:
+        say(UNCHANGED)
+    return made.commit_url
+
+
+@contextmanager
+def without_note_of_nothing() -> Iterator[None]:
+    """What huggingface_hub warns of where no file has changed is left out; it is told in our own words."""
+    logger = logging.getLogger("huggingface_hub.hf_api")
+
+    def other(record: logging.LogRecord) -> bool:
+        return "prevent empty commit" not in record.getMessage()
+
+    logger.addFilter(other)
+    try:
+        yield
+    finally:
+        logger.removeFilter(other)
 
 
 def earlier_files(api: HfApi, repo_id: str, there: set[str]) -> set[str]:

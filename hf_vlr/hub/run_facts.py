@@ -16,10 +16,10 @@ from hf_vlr.hub.hub_ids import base_models, hub_id
 from hf_vlr.hub.local_paths import LocalPaths, without_kind
 from hf_vlr.hub.measurements import Measurement, measured, read_measurements
 from hf_vlr.hub.model_parts import ModelParts, read_parts, weight_files
+from hf_vlr.hub.processors import TOKENIZERS, check_processor, crop_side
 from hf_vlr.hub.reading import read_json, read_lines, read_yaml
 
 RECIPE_FILE, TEXTS_FILE, LOG_FILE, CONVERSION_FILE = "recipe.yaml", "texts.jsonl", "log.jsonl", "conversion.json"
-TOKENIZERS = ("tokenizer.json", "vocab.json", "vocab.txt", "tokenizer.model", "spiece.model")
 # drawn by this package: nobody's pictures
 GENERATED = ("shapes-lt",)
 
@@ -110,7 +110,7 @@ def read_run(folder: str | Path, dataset_id: str | None = None) -> RunFacts:
     documents = {path.parent: read_json(path) for path in measured(folder)}
     paths = LocalPaths(folder, [recipe, config, conversion, *documents.values()])
     documents = {where: paths.clean(document) for where, document in documents.items()}
-    source = (recipe or {}).get("data", {}).get("source")
+    source = _source(folder / RECIPE_FILE, recipe)
     texts, spread = _texts(folder / TEXTS_FILE, paths)
     return RunFacts(
         folder,
@@ -125,7 +125,7 @@ def read_run(folder: str | Path, dataset_id: str | None = None) -> RunFacts:
         spread,
         paths.clean(conversion),
         _stub(folder / "README.md", paths) if conversion else (),
-        _image_size(folder),
+        crop_side(folder),
         any((folder / name).is_file() for name in TOKENIZERS),
         without_kind(paths.clean(source)) if source else None,
         dataset_id or hub_id(source),
@@ -134,11 +134,21 @@ def read_run(folder: str | Path, dataset_id: str | None = None) -> RunFacts:
     )
 
 
+def _source(path: Path, recipe: dict[str, Any] | None) -> str | None:
+    data = (recipe or {}).get("data") or {}
+    source = data.get("source") if isinstance(data, dict) else data
+    if source is None or isinstance(source, str):
+        return source
+    raise UserError(f"{path} is damaged (data.source: {source!r}); mend it, or make it anew")
+
+
 def check_folder(folder: Path) -> None:
-    """`UserError` unless `folder` holds a configuration and weights."""
+    """`UserError` unless `folder` holds a configuration, weights and a processor."""
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder; name the folder of a run")
     if (folder / "config.json").is_file() and weight_files(folder):
+        read_json(folder / "config.json")
+        check_processor(folder)
         return
     if (folder / RECIPE_FILE).is_file():
         raise UserError(f"{folder}: the run is not finished and has no model yet; go on with hf-vlr train … --resume")
@@ -154,6 +164,7 @@ def _texts(path: Path, paths: LocalPaths) -> tuple[tuple[TextUse, ...], tuple[in
     uses: Counter[tuple[str, str]] = Counter()
     classes: Counter[int] = Counter()
     for line in read_lines(path):
+        _check_kinds(path, line, {"source": str, "license": str, "label": int})
         uses[paths.clean(line.get("source") or ""), line.get("license") or ""] += 1
         classes[line.get("label")] += 1
     found = tuple(TextUse(*use, sentences) for use, sentences in uses.most_common())
@@ -162,7 +173,15 @@ def _texts(path: Path, paths: LocalPaths) -> tuple[tuple[TextUse, ...], tuple[in
 
 def _last_line(path: Path) -> dict[str, Any]:
     lines = [line for line in read_lines(path) if "loss" in line]
+    for line in lines:
+        _check_kinds(path, line, {"loss": (int, float), "step": int, "peak_memory_mib": (int, float)})
     return lines[-1] if lines else {}
+
+
+def _check_kinds(path: Path, line: dict[str, Any], kinds: dict[str, Any]) -> None:
+    for name, kind in kinds.items():
+        if line.get(name) is not None and not isinstance(line[name], kind):
+            raise UserError(f"{path} is damaged ({name}: {line[name]!r}); mend or remove it")
 
 
 def _stub(path: Path, paths: LocalPaths) -> tuple[tuple[str, str], ...]:
@@ -171,16 +190,6 @@ def _stub(path: Path, paths: LocalPaths) -> tuple[tuple[str, str], ...]:
     rows = re.findall(r"^\| (note|SHA-256) \| (.*) \|$", paths.clean_text(text), re.MULTILINE)
     # the record has those of interpolation
     return tuple((name, value) for name, value in rows if not value.startswith("interpolated:"))
-
-
-def _image_size(folder: Path) -> int | None:
-    """The side of the square that the processor beside the weights cuts out, in pixels."""
-    for name in ("processor_config.json", "preprocessor_config.json"):
-        found = read_json(folder / name) or {}
-        crop = found.get("image_processor", found).get("crop_size")
-        if isinstance(crop, dict) and "height" in crop:
-            return crop["height"]
-    return None
 
 
 def _data_license(source: str | None) -> str | None:
