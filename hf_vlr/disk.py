@@ -28,6 +28,22 @@ def writing(path: Path, then: str) -> Iterator[None]:
         raise refused(path, number, then) from error
 
 
+@contextmanager
+def whole_file(path: Path, then: str) -> Iterator[Path]:
+    """A path beside `path` to write to, moved there at the block's end: no reader and no crash sees half a file.
+
+    What the system refuses is told as in `writing`.
+    """
+    with writing(path, then):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = path.with_name(f".{path.name}.partial")
+        try:
+            yield partial
+            partial.replace(path)
+        finally:
+            partial.unlink(missing_ok=True)
+
+
 def refused(path: Path | str, number: int, then: str) -> UserError:
     """The error of a file that the system does not let be written."""
     return UserError(f"{path} cannot be written ({os.strerror(number).lower()}); {then}")

@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -12,6 +13,7 @@ from types import ModuleType
 
 import pytest
 
+BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")
 _CACHE = tempfile.TemporaryDirectory(prefix="hf_vlr-tests-")
 
 os.environ |= {
@@ -106,3 +108,16 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     for output in dict.fromkeys(output for _, output, _ in PARITY):
         cells = (f"{errors[one, output]:.1e}" if (one, output) in errors else "" for one in columns)
         terminalreporter.write_line(f"| {output} | " + " | ".join(cells) + " |")
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[object]:
+    """Chromium without a window; the test is skipped where it cannot be had."""
+    api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    found = next(filter(None, map(shutil.which, BROWSERS)), None)
+    if found is None:
+        pytest.skip("there is no Chromium")
+    with api.sync_playwright() as playwright:
+        opened = playwright.chromium.launch(executable_path=found, args=["--no-sandbox"])
+        yield opened
+        opened.close()

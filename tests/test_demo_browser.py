@@ -2,7 +2,6 @@
 
 import importlib.util
 import re
-import shutil
 from pathlib import Path
 
 import pytest
@@ -15,7 +14,6 @@ models = importlib.util.module_from_spec(SPEC)
 SPEC.loader.exec_module(models)
 
 pytestmark = pytest.mark.slow
-BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")
 UPLOAD = "#vlr-picture input[type=file]"
 BARS = "#vlr-classes button[data-label]"
 # fields and buttons that are seen and have no name that a screen reader could say
@@ -40,20 +38,8 @@ FAINT = """() => {
 }"""
 
 
-@pytest.fixture(scope="module")
-def browser():
-    pytest.importorskip("gradio", reason="gradio is not installed")
-    api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-    found = next(filter(None, map(shutil.which, BROWSERS)), None)
-    if found is None:
-        pytest.skip("there is no Chromium")
-    with api.sync_playwright() as playwright:
-        opened = playwright.chromium.launch(executable_path=found, args=["--no-sandbox"])
-        yield opened
-        opened.close()
-
-
 def serve(folder):
+    pytest.importorskip("gradio", reason="gradio is not installed")
     page = build(str(folder))
     _, url, _ = page.launch(prevent_thread_lock=True, quiet=True, server_name="127.0.0.1", **launch_options())
     yield url

@@ -1,8 +1,6 @@
 """The report in a real browser: silent, self-contained, no wider than its window, reachable by keyboard."""
 
 import importlib.util
-import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -16,7 +14,6 @@ SPEC = importlib.util.spec_from_file_location("report_pages", Path(__file__).wit
 pages = importlib.util.module_from_spec(SPEC)
 SPEC.loader.exec_module(pages)
 
-BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")
 NAMES = ("cat", "<script>alert(1)</script>", "w" * 300, "🦜 " * 30, "שלום עולם", "an ordinary name / with parts")
 # what nothing on a page may lack, after the rules that automatic checkers agree on
 UNLABELLED = """() => [
@@ -55,18 +52,6 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("report") / "report.html"
     path.write_text(report_html(given, document, examples=examples, title="A report on " + "t" * 100), encoding="utf-8")
     return path
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[object]:
-    api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-    found = next(filter(None, map(shutil.which, BROWSERS)), None)
-    if found is None:
-        pytest.skip("there is no Chromium")
-    with api.sync_playwright() as playwright:
-        opened = playwright.chromium.launch(executable_path=found, args=["--no-sandbox"])
-        yield opened
-        opened.close()
 
 
 @pytest.mark.slow

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
-from hf_vlr.disk import writing
+from hf_vlr.disk import whole_file
 from hf_vlr.report.markup import Html, escaped, paragraph
 from hf_vlr.report.shell import Section, page
 
@@ -56,14 +56,8 @@ def write_sheet(rows: Sequence[SheetRow], path: Path, side: int) -> Path:
             sheet.paste(middle_square(hit.image, side), (left + FRAME, top + FRAME))
             if not hit.right:
                 _cross_out(draw, left + cell, top)
-    with writing(path, AGAIN):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_name(f".{path.name}.partial")
-        try:
-            sheet.save(partial, format="PNG")
-            partial.replace(path)
-        finally:
-            partial.unlink(missing_ok=True)
+    with whole_file(path, AGAIN) as partial:
+        sheet.save(partial, format="PNG")
     return path
 
 

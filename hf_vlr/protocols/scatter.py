@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from hf_vlr.data.frequency_plot import COLOURS
-from hf_vlr.disk import writing
+from hf_vlr.disk import whole_file, writing
 from hf_vlr.evaluation.text_file import write_text
 from hf_vlr.protocols.contact_sheet import AGAIN
 
@@ -72,14 +72,8 @@ def write_scatter(path: Path, scatter: Scatter, title: str) -> Path:
     axes.spines[:].set_color("#bbbbbb")
     if scatter.colour == "shot" or len(classes) <= MOST_NAMED:
         figure.legend(loc="outside right upper", frameon=False, fontsize=8)
-    with writing(path, AGAIN):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_name(f".{path.name}.partial")
-        try:
-            figure.savefig(partial, format="png")
-            partial.replace(path)
-        finally:
-            partial.unlink(missing_ok=True)
+    with whole_file(path, AGAIN) as partial:
+        figure.savefig(partial, format="png")
     return path
 
 
