@@ -68,7 +68,7 @@ def measure(tiny: ModuleType, folder: Path, recipe: Recipe, **stated: Any) -> di
     protocol = {
         "split": "test", "resolution": 32, "test_time_augmentation": None, "seed": 0, "source": recipe.data.source,
         "pretraining": f"timm:resnet50 + hf:{folder.parent}/clip", "texts": recipe.data.texts,
-        "task": recipe.task, "device": "CPU, 1 threads", "training": {"steps": 6, "seconds": 90.0, "loss": 0.5},
+        "task": recipe.task, "device": "CPU, 1 thread", "training": {"steps": 6, "seconds": 90.0, "loss": 0.5},
     }  # fmt: skip
     known = (labels, COUNTS, tiny.CLASS_NAMES, protocol | stated)
     return record(Predictions(scores, *known), folder, EvalOptions(resamples=50))

@@ -80,7 +80,7 @@ def _cost(facts: RunFacts) -> str:
     steps, seconds = training.get("steps"), training.get("seconds")
     found = [plural(steps, "step")] if steps else []
     found += [f"{'in ' if steps else ''}{duration(seconds)}"] if seconds else []
-    found += [f"on {_one(cell(device))}"] if device else []
+    found += [f"on {cell(device)}"] if device else []
     memory, loss = facts.last_line.get("peak_memory_mib"), training.get("loss", facts.last_line.get("loss"))
     more = [f"at most {memory:,} MiB of memory"] if memory else []
     more += [f"last loss {loss:.3f}"] if loss is not None else []
@@ -88,11 +88,6 @@ def _cost(facts: RunFacts) -> str:
     if not said:
         return "Hardware and time: not recorded."
     return f"Hardware and time: {said}. Encoding, choosing and measuring come on top."
-
-
-def _one(device: str) -> str:
-    """The name of a device as it is recorded, in grammar."""
-    return device.removesuffix("s") if device.endswith(", 1 threads") else device
 
 
 def duration(seconds: float) -> str:
