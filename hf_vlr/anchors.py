@@ -18,7 +18,11 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from hf_vlr.errors import UserError
+from hf_vlr.modeling.products import inner_products
 from hf_vlr.randomness import numpy_generator
+
+# Images whose similarities with a chunk of sentences stay in a processor's cache, or keep an accelerator busy.
+IMAGES_CPU, IMAGES_ACCELERATOR = 4096, 1 << 18
 
 
 @dataclass(frozen=True)
@@ -45,9 +49,9 @@ def score_sentences(
         ce_t = −(1/|K_c|) Σ_{k∈K_c} log softmax_k(τ t·I_k) = log Σ_k exp(τ t·I_k) − τ t·mean_{k∈K_c} I_k.
 
     `text_features` [S, D] and `image_features` [K, D] on one device, normalised here, in float32 at least;
-    labels [S] and [K] int64, >= 0. Only `chunk_size` x K similarities exist at a time. A sentence whose
-    class has no image scores +inf. Raises `UserError` without images, for shapes that do not fit, negative
-    labels and NaN features.
+    labels [S] and [K] int64, >= 0. `chunk_size` sentences meet a block of the images at a time (a few thousand
+    on a CPU), so [S, K] never exists. A sentence whose class has no image scores +inf. Raises `UserError`
+    without images, for shapes that do not fit, negative labels and NaN features.
     """
     _check_features(text_features, text_labels, "text")
     _check_features(image_features, image_labels, "image")
@@ -64,7 +68,7 @@ def score_sentences(
     with torch.autocast(images.device.type, enabled=False):
         for features, labels in chunks:
             texts = normalize(features.to(dtype), dim=-1) * float(logit_scale)
-            ce = torch.logsumexp(texts @ images.T, dim=1) - (texts * means[labels]).sum(dim=1)
+            ce = _log_sum_exp(texts, images) - (texts * means[labels]).sum(dim=1)
             scores.append(ce.masked_fill(counts[labels] == 0, torch.inf).float())
     result = torch.cat(scores)
     if result.isnan().any():
@@ -169,6 +173,14 @@ def limit_images_per_class(labels: npt.ArrayLike, limit: int, seed: int) -> npt.
         generator = numpy_generator(seed, 0, int(labels[members[0]]), "anchor images")
         chosen.append(members if len(members) <= limit else generator.choice(members, limit, replace=False))
     return np.sort(np.concatenate(chosen))
+
+
+def _log_sum_exp(texts: Tensor, images: Tensor) -> Tensor:
+    """log Σ_k exp(t·I_k) [n] of texts [n, D] over all images [K, D], a block of these at a time."""
+    total = texts.new_full((len(texts),), -torch.inf)
+    for block in images.split(IMAGES_CPU if images.device.type == "cpu" else IMAGES_ACCELERATOR):
+        total = torch.logaddexp(total, torch.logsumexp(inner_products(block, texts), dim=0))
+    return total
 
 
 def _class_means(images: Tensor, labels: Tensor, num_classes: int) -> tuple[Tensor, Tensor]:

@@ -48,15 +48,12 @@ from hf_vlr.modeling.contrastive import (
     check_pairs,
     check_teacher,
     distillation_loss,
-    expected_logits,
-    full_precision,
     image_text_label_loss,
-    log_sums,
-    log_sums_with_gradient,
     scaled_vectors,
     target_logits,
     text_multiplicity,
 )
+from hf_vlr.modeling.log_sums import expected_logits, full_precision, log_sums, log_sums_with_gradient
 
 # Image features, text features, scale.
 Vectors = tuple[Tensor, Tensor, Tensor]

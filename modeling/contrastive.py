@@ -8,11 +8,10 @@ Three identities make that cheap:
 * the positives of a pair enter only through their mean, so they cost O(N D): sum_i u_i . c_y(i) with c_y the
   mean text vector of class y, and both directions share this term;
 * a text that several pairs use is one column with a multiplicity, so S has U columns, one a unique text;
-* the backward pass recomputes S tile by tile, so memory is O((N + U) D + tile) and work is 8 N U D
-  floating-point operations: one product forward, three backward.
+* the log-sum-exps keep no S (`log_sums`): memory is O((N + U) D + tile) and work is 8 N U D floating-point
+  operations.
 
-Where the pairs of a batch are split over processes, each holds its own queries and the keys of all: rows are
-then final, columns are the log-add-exp of all processes', and the rest are sums over own queries. The pieces
+Where the pairs of a batch are split over processes, each holds its own queries and the keys of all. The pieces
 below that speak of own queries serve that case too; in a single process they are all N.
 
 Sources: UniCL (Yang et al., CVPR 2022), equations 1-3; VL-LTR (Tian et al., ECCV 2022), class-wise
@@ -24,18 +23,11 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd.function import FunctionCtx, once_differentiable
+
+from .log_sums import expected_logits, full_precision, log_sums, two_sided_log_sum_exp, widest
 
 # Weights of the (image_to_text, text_to_image) directions.
 DIRECTIONS = {"image_to_text": (1.0, 0.0), "text_to_image": (0.0, 1.0), "both": (0.5, 0.5)}
-
-# One exponential around a common shift serves rows and columns while the logits of a tile lie this close
-# together: every factor stays within exp(-50) and N exp(50), with room for gradients of size 1/N, in float32.
-SHARED_SHIFT_SPAN = 100.0
-
-# A tile stays in a CPU's cache; an accelerator wants few large ones.
-TILE_BYTES_CPU = 8 << 20
-TILE_BYTES_ACCELERATOR = 256 << 20
 
 
 def image_text_label_loss(
@@ -176,115 +168,6 @@ def distillation_loss_reference(
     return 0.5 * (image_to_text + text_to_image)
 
 
-def two_sided_log_sum_exp(
-    queries: Tensor, keys: Tensor, multiplicity: Tensor, chunk_size: int | None = None
-) -> tuple[Tensor, Tensor]:
-    """Log-sum-exp over the rows and over the columns of ``queries @ keys.T``, which is never kept.
-
-    rows_i = log sum_u m_u exp(q_i . k_u), columns_u = log sum_i exp(q_i . k_u).
-
-    Args:
-        queries: [N, D], float32 or float64.
-        keys: [U, D], same dtype.
-        multiplicity: [U] non-negative, not all zero, same dtype; no gradient.
-        chunk_size: queries in a tile; None takes a default by memory.
-
-    Returns:
-        rows [N] and columns [U], in float64 where the device has it: a softmax is only as exact as its logarithm,
-        whose rounding grows with tau. They are right wherever the logits lie: a tile whose logits spread too far for
-        one common shift takes its own maxima.
-    """
-    rows, columns = log_sums(queries, keys, multiplicity, chunk_size)
-    return log_sums_with_gradient(queries, keys, multiplicity, rows, columns, chunk_size)
-
-
-@torch.no_grad()
-def log_sums(
-    queries: Tensor, keys: Tensor, multiplicity: Tensor, chunk_size: int | None = None
-) -> tuple[Tensor, Tensor]:
-    """The values of `two_sided_log_sum_exp` without gradients; no own queries (N = 0) give columns of -inf."""
-    chunk_size = chunk_size or _queries_per_tile(queries, keys)
-    wide = _widest(queries)
-    rows = queries.new_empty(len(queries), dtype=wide)
-    columns = queries.new_full((len(keys),), -torch.inf, dtype=wide)
-    for start in range(0, len(queries), chunk_size):
-        part = slice(start, start + chunk_size)
-        tile = queries[part] @ keys.T
-        shift = _shared_shift(tile)
-        if shift is None:
-            tile = tile.to(wide)
-            rows[part] = torch.logsumexp(tile + multiplicity.log(), 1)
-            tile_columns = torch.logsumexp(tile, 0)
-        else:
-            tile.sub_(shift).exp_()
-            rows[part] = (tile @ multiplicity).to(wide).log_().add_(shift)
-            tile_columns = tile.sum(0).to(wide).log_().add_(shift)
-        columns = torch.logaddexp(columns, tile_columns)
-    return rows, columns
-
-
-def log_sums_with_gradient(
-    queries: Tensor, keys: Tensor, multiplicity: Tensor, rows: Tensor, columns: Tensor, chunk_size: int | None = None
-) -> tuple[Tensor, Tensor]:
-    """`rows` and `columns`, values of `log_sums`, as functions of queries and keys.
-
-    The gradient is what the own queries contribute, so `columns` must be those of all processes.
-    """
-    chunk_size = chunk_size or _queries_per_tile(queries, keys)
-    return _LogSums.apply(queries, keys, multiplicity, rows, columns, chunk_size)
-
-
-class _LogSums(torch.autograd.Function):
-    @staticmethod
-    def forward(
-        ctx: FunctionCtx, queries: Tensor, keys: Tensor, multiplicity: Tensor, rows: Tensor, columns: Tensor, size: int
-    ) -> tuple[Tensor, Tensor]:
-        ctx.save_for_backward(queries, keys, multiplicity, rows, columns)
-        ctx.chunk_size = size
-        return rows.clone(), columns.clone()
-
-    @staticmethod
-    @once_differentiable
-    def backward(
-        ctx: FunctionCtx, rows_gradient: Tensor, columns_gradient: Tensor
-    ) -> tuple[Tensor | None, Tensor | None, None, None, None, None]:
-        queries, keys, multiplicity, rows, columns = ctx.saved_tensors
-        need_queries, need_keys = ctx.needs_input_grad[:2]
-        queries_gradient = torch.empty_like(queries) if need_queries else None
-        keys_gradient = torch.zeros_like(keys) if need_keys else None
-        with full_precision(queries):
-            for start in range(0, len(queries), ctx.chunk_size):
-                part = slice(start, start + ctx.chunk_size)
-                scales = rows_gradient[part], columns_gradient, multiplicity
-                weights = _tile_weights(queries[part] @ keys.T, rows[part], columns, *scales)
-                if need_queries:
-                    torch.mm(weights, keys, out=queries_gradient[part])
-                if need_keys:
-                    keys_gradient.addmm_(weights.T, queries[part])
-        return queries_gradient, keys_gradient, None, None, None, None
-
-
-def _shared_shift(tile: Tensor) -> float | None:
-    """About the middle of the tile's range, or None where one shift cannot serve every row and column."""
-    low, high = torch.stack(tile.aminmax()).tolist()
-    # a whole number is the same in every dtype; nan and infinite logits go the other way and stay what they are
-    return float(round(0.5 * (low + high))) if high - low <= SHARED_SHIFT_SPAN else None
-
-
-def _tile_weights(
-    tile: Tensor, rows: Tensor, columns: Tensor, row_scale: Tensor, column_scale: Tensor, multiplicity: Tensor
-) -> Tensor:
-    """row_scale_i m_u exp(s_iu - rows_i) + column_scale_u exp(s_iu - columns_u) [n, U]; the tile is spent."""
-    shift = _shared_shift(tile)
-    if shift is None:
-        row_softmax = (tile + (multiplicity.log() - rows[:, None])).exp_().mul_(row_scale[:, None])
-        return (row_softmax + (tile - columns).exp_().mul_(column_scale)).to(tile.dtype)
-    row_factor = (row_scale * (shift - rows).exp()).to(tile.dtype)
-    column_factor = (column_scale * (shift - columns).exp()).to(tile.dtype)
-    factors = torch.addcmul(column_factor, row_factor[:, None], multiplicity)
-    return tile.sub_(shift).exp_().mul_(factors)
-
-
 def target_logits(
     queries: Tensor,
     keys: Tensor,
@@ -311,49 +194,13 @@ def target_logits(
     place = torch.searchsorted(labels.sort().values, labels)
     counts = queries.new_zeros(pairs).index_add_(0, place, queries.new_ones(pairs))
     texts = keys if text_index is None else keys.index_select(0, text_index)
-    means = keys.new_zeros(pairs, keys.shape[1]).index_add(0, place, texts) / counts.clamp(min=1)[:, None]
+    sums = keys.new_zeros(pairs, keys.shape[1]).index_add(0, place, texts)
     own = place[first : first + len(queries)]
-    target = (1.0 - label_smoothing) * (queries * means.index_select(0, own)).sum(dtype=_widest(queries))
+    agreement = (queries * sums.index_select(0, own)).sum(1, dtype=widest(queries)) / counts[own]
+    target = (1.0 - label_smoothing) * agreement.sum()
     if label_smoothing > 0.0:
         target = target + label_smoothing * (queries.sum(0) @ (multiplicity @ keys)) / pairs
     return target
-
-
-def expected_logits(
-    teacher_queries: Tensor,
-    teacher_keys: Tensor,
-    teacher_rows: Tensor,
-    teacher_columns: Tensor,
-    queries: Tensor,
-    keys: Tensor,
-    multiplicity: Tensor,
-    chunk_size: int | None = None,
-) -> Tensor:
-    """sum_iu W_iu q_i . k_u over the own queries i, W the teacher's row softmax plus its column softmax.
-
-    The teacher's log-sums are those of `log_sums` (columns of all processes); multiplicities are within W.
-    """
-    keys_sum, queries_sum = torch.empty_like(queries), torch.zeros_like(keys)
-    chunk_size = chunk_size or _queries_per_tile(queries, keys)
-    with torch.no_grad():
-        ones = torch.ones_like(teacher_rows)
-        for start in range(0, len(queries), chunk_size):
-            part = slice(start, start + chunk_size)
-            tile = teacher_queries[part] @ teacher_keys.T
-            weights = _tile_weights(tile, teacher_rows[part], teacher_columns, ones[part], multiplicity, multiplicity)
-            torch.mm(weights, keys, out=keys_sum[part])
-            queries_sum.addmm_(weights.T, queries[part])
-    # The sum is bilinear: its value is taken once, its gradient from either side.
-    return (queries * keys_sum).sum(dtype=_widest(queries)) + ((keys - keys.detach()) * queries_sum).sum()
-
-
-def _widest(tensor: Tensor) -> torch.dtype:
-    return tensor.dtype if tensor.device.type == "mps" else torch.float64
-
-
-def _queries_per_tile(queries: Tensor, keys: Tensor) -> int:
-    budget = TILE_BYTES_CPU if queries.device.type == "cpu" else TILE_BYTES_ACCELERATOR
-    return max(1, budget // (len(keys) * queries.element_size()))
 
 
 def scaled_vectors(
@@ -362,8 +209,10 @@ def scaled_vectors(
     """Queries tau u [N, D] and keys v [U, D], of the features' dtype or of `dtype`, whichever is wider."""
     for features in (image_features, text_features):
         dtype = torch.promote_types(dtype, features.dtype)
-    queries = F.normalize(image_features.to(dtype), dim=-1) * logit_scale.to(dtype).reshape(())
-    return queries, F.normalize(text_features.to(dtype), dim=-1)
+    images, texts = image_features.to(dtype), text_features.to(dtype)
+    # bounded as in F.normalize; a product with one number a row takes fewer passes, above all backward
+    inverse = [torch.linalg.vector_norm(x, dim=-1, keepdim=True).clamp_min(1e-12).reciprocal() for x in (images, texts)]
+    return images * (logit_scale.to(dtype).reshape(()) * inverse[0]), texts * inverse[1]
 
 
 def text_multiplicity(keys: Tensor, text_index: Tensor | None) -> Tensor:
@@ -378,11 +227,6 @@ def _dense_logits(
 ) -> Tensor:
     texts = text_features if text_index is None else text_features[text_index]
     return logit_scale * F.normalize(image_features, dim=-1) @ F.normalize(texts, dim=-1).T
-
-
-def full_precision(tensor: Tensor) -> torch.autocast:
-    """A context without autocast on the tensor's device: logits of size tau need more than bfloat16's 8 bits."""
-    return torch.autocast(device_type=tensor.device.type, enabled=False)
 
 
 def check_pairs(

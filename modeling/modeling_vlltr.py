@@ -104,7 +104,8 @@ class LanguageGuidedHead(nn.Module):
     def constants(self) -> tuple[Tensor, Tensor]:
         """Inner products [C, M, M] and reciprocal deviations [C, M] of the anchors, computed once: they are frozen."""
         if self._constants is None:
-            self._constants = anchor_gram(self.anchors), anchor_rstd(self.anchors, self.norm_key.eps)
+            with torch.inference_mode(False):  # what is kept may serve training later
+                self._constants = anchor_gram(self.anchors), anchor_rstd(self.anchors, self.norm_key.eps)
         return self._constants
 
     def _apply(self, fn, recurse: bool = True) -> "LanguageGuidedHead":

@@ -29,6 +29,9 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import FunctionCtx, once_differentiable
 
+from .backend import kernels_for
+from .products import add_weighed_rows, inner_products
+
 # A tile stays in a CPU's cache; an accelerator wants few large ones.
 TILE_BYTES_CPU = 4 << 20
 TILE_BYTES_ACCELERATOR = 256 << 20
@@ -94,6 +97,8 @@ def language_guided_logits(
     Args:
         x: [B, D] image features, not normalised.
         anchors: [C, M, D] text features, not normalised, finite where masked. Frozen: they get no gradient.
+            In bfloat16 they are multiplied as they are where no gradient is asked for, which rounds each inner product
+            to 8 bits, and in float32 otherwise; all after that is float32 in both cases.
         anchor_mask: [C, M] bool, True where there is a real sentence.
         query_weight, key_weight: [D, D] Wq and Wk, applied as ``F.linear``.
         norm_query_weight, norm_query_bias, norm_key_weight, norm_key_bias: [D] LayerNorm gains and biases.
@@ -223,13 +228,21 @@ class _AttendedCosine(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor | None]:
         anchors, _, _, _, empty = frozen
         images = len(stacked) // 2
-        cosines = stacked.new_empty(len(anchors), images)
+        # Without a gradient to be exact for, bfloat16 anchors are multiplied as they are.
+        short = anchors.dtype == torch.bfloat16 and not ctx.needs_input_grad[0]
+        factors = stacked.to(anchors.dtype) if short else stacked
+        kernels = None if return_attention else kernels_for(stacked)
+        ctx.kernels = kernels if kernels is not None and anchors.shape[1] <= kernels.MOST_SENTENCES else None
         attention = stacked.new_empty(*anchors.shape[:2], images) if return_attention else None
-        for start, stop in _tiles(anchors, len(stacked), stacked.dtype, chunk_size):
-            _, weights, _, dots, squared_norm = _attend(stacked, *(t[start:stop] for t in frozen[:4]))
-            cosines[start:stop] = dots * squared_norm.rsqrt_()
-            if attention is not None:
-                attention[start:stop] = weights
+        if ctx.kernels is not None:
+            cosines = ctx.kernels.attended_cosines(factors, *frozen[:4])
+        else:
+            cosines = stacked.new_empty(len(anchors), images)
+            for start, stop in _tiles(anchors, len(stacked), factors.dtype, chunk_size):
+                _, weights, _, dots, squared_norm = _attend(factors, *(t[start:stop] for t in frozen[:4]))
+                cosines[start:stop] = dots * squared_norm.rsqrt_()
+                if attention is not None:
+                    attention[start:stop] = weights
         cosines.masked_fill_(empty, -1.0)
         if attention is not None:
             attention.masked_fill_(empty[:, :, None], 0.0)
@@ -246,13 +259,18 @@ class _AttendedCosine(torch.autograd.Function):
         stacked, norm_key_bias, *frozen = ctx.saved_tensors
         anchors, rstd, _, _, empty = frozen
         cosines_gradient = cosines_gradient.masked_fill(empty, 0.0)
+        if ctx.kernels is not None:
+            stacked_gradient = ctx.kernels.attended_cosines_gradient(
+                cosines_gradient, stacked, *frozen[:4], ctx.detach_norm, ctx.chunk_size
+            )
+            return stacked_gradient, torch.zeros_like(norm_key_bias), None, None, None, None
         stacked_gradient = torch.zeros_like(stacked)
         with _full_precision(stacked):
             for start, stop in _tiles(anchors, len(stacked), stacked.dtype, ctx.chunk_size):
                 tile = _attend(stacked, *(t[start:stop] for t in frozen[:4]))
                 products = _products_gradient(*tile, rstd[start:stop], cosines_gradient[start:stop], ctx.detach_norm)
                 rows = anchors[start:stop].to(stacked.dtype).flatten(0, 1)
-                stacked_gradient.addmm_(products.flatten(0, 1).T, rows)
+                add_weighed_rows(stacked_gradient, products.flatten(0, 1), rows)
         return stacked_gradient, torch.zeros_like(norm_key_bias), None, None, None, None
 
 
@@ -264,10 +282,12 @@ def _attend(
     Returns the products [c, M, 2B] of the anchors with the stacked vectors, the attention a [c, M, B], G_c a
     [c, M, B], the dot product of image and attended text [c, B] and the latter's squared norm [c, B].
     """
-    products = anchors.to(stacked.dtype) @ stacked.T
+    rows = anchors.to(stacked.dtype).flatten(0, 1)
+    products = inner_products(rows, stacked).to(rstd.dtype).unflatten(0, anchors.shape[:2])
     scores, similarities = products.chunk(2, -1)
-    weights = torch.addcmul(bias[:, :, None], scores, rstd[:, :, None]).softmax(1)
-    gram_weights = gram @ weights
+    scores = torch.addcmul(bias[:, :, None], scores, rstd[:, :, None])
+    weights = scores.softmax(1)
+    gram_weights = _gram_weights(gram, weights)
     dots = (weights * similarities).sum(1)
     # Rounding can leave a^T G a below the square of the projection on a unit vector, where anchors cancel.
     squared_norm = torch.maximum((weights * gram_weights).sum(1), dots.square())
@@ -298,6 +318,16 @@ def _products_gradient(
     weights_gradient.mul_(weights)
     torch.mul(weights_gradient, rstd[:, :, None], out=scores)
     return products
+
+
+def _gram_weights(gram: Tensor, weights: Tensor) -> Tensor:
+    """G_c a [c, M, B] of inner products [c, M, M] and attention [c, M, B]."""
+    if weights.shape[2] != 1 or gram.device.type != "cpu":
+        return gram @ weights
+    # Of one image this only reads the inner products: a weighed sum of rows does it at the speed of memory.
+    rows = torch.arange(weights.numel()).view(weights.shape[:2])
+    sums = F.embedding_bag(rows, gram.flatten(0, 1), mode="sum", per_sample_weights=weights.view(rows.shape))
+    return sums[:, :, None]
 
 
 def _tiles(anchors: Tensor, vectors: int, dtype: torch.dtype, chunk_size: int | None) -> Iterator[tuple[int, int]]:

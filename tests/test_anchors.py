@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 import torch
 
+from hf_vlr import anchors
 from hf_vlr.anchors import (
     gather_anchor_features,
     limit_images_per_class,
@@ -52,6 +53,15 @@ def test_agrees_with_the_reference(scale, chunk_size):
     scores = score_sentences(*inputs, scale, chunk_size=chunk_size)
     expected = score_sentences_reference(*inputs, scale)
     assert scores.dtype == torch.float32
+    assert (scores - expected).norm() / expected.norm() <= 1e-5
+
+
+@pytest.mark.parametrize("block", [1, 5, 16])
+def test_images_in_blocks(block, monkeypatch):
+    inputs = drawn()
+    monkeypatch.setattr(anchors, "IMAGES_CPU", block)
+    scores = score_sentences(*inputs, 100.0, chunk_size=9)
+    expected = score_sentences_reference(*inputs, 100.0)
     assert (scores - expected).norm() / expected.norm() <= 1e-5
 
 

@@ -11,16 +11,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from hf_vlr.modeling import log_sums
 from hf_vlr.modeling.contrastive import (
     DIRECTIONS,
-    SHARED_SHIFT_SPAN,
     clip_loss,
     distillation_loss,
     distillation_loss_reference,
     image_text_label_loss,
     image_text_label_loss_reference,
-    two_sided_log_sum_exp,
 )
+from hf_vlr.modeling.log_sums import SHARED_SHIFT_SPAN, two_sided_log_sum_exp
 
 GOLDEN = Path(__file__).parent / "golden"
 UNICL = np.load(GOLDEN / "unicl_testvectors.npz")
@@ -116,6 +116,32 @@ def test_loss_and_gradients_agree_with_the_reference(seed: int) -> None:
     for result, truth in zip(results, expected):
         assert result.dtype == torch.float32
         assert relative_error(result, truth) < TOLERANCE
+
+
+@pytest.mark.parametrize("seed", range(24))
+def test_blocks_of_texts_agree_with_the_reference(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tiles of 16 numbers: parts of the images and blocks of the texts, some of which no pair uses."""
+    monkeypatch.setattr(log_sums, "TILE_BYTES_CPU", 64)
+    batch = random_batch(seed)
+    inputs = [batch[key] for key in ("images", "texts", "scale")]
+    options = {key: batch[key] for key in ("labels", "text_index")} | {"direction": list(DIRECTIONS)[seed % 3]}
+    results = value_and_gradients(contrast, *inputs, **options)
+    expected = value_and_gradients(contrast_reference, *(x.double() for x in inputs), **options)
+    for result, truth in zip(results, expected):
+        assert relative_error(result, truth) < TOLERANCE
+
+
+def test_tiles_cover_every_logit_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    queries, keys = torch.randn(23, 3), torch.randn(31, 3)
+    for size, tile_bytes in ((None, 8 << 20), (None, 400), (5, 400), (1, 4), (23, 4)):
+        monkeypatch.setattr(log_sums, "TILE_BYTES_CPU", tile_bytes)
+        seen, logits = torch.zeros(23, 31), torch.zeros(23, 31)
+        for part, block, tile, shift in log_sums._tiles(queries, keys, size):
+            assert tile.nbytes <= max(tile_bytes, 4) or size
+            seen[part, block] += 1
+            logits[part, block] = tile + shift
+        assert (seen == 1).all()
+        torch.testing.assert_close(logits, queries @ keys.T)
 
 
 @pytest.mark.parametrize("seed", range(16))
@@ -242,6 +268,37 @@ def test_safe_at_scale_one_hundred(kind: str, chunk_size: int | None) -> None:
     results = value_and_gradients(contrast, *exact_inputs, chunk_size=chunk_size, **options)
     for result, truth in zip(results, expected):
         assert relative_error(result, truth) < 1e-11
+
+
+@pytest.mark.parametrize("scale", [49.9, 50.1, 100.0])
+def test_a_batch_at_a_large_scale_agrees_with_float64(scale: float) -> None:
+    """On either side of the scale from which on logits are looked at before their exponentials are taken."""
+    generator = torch.Generator().manual_seed(8)
+    images, texts = torch.randn(2, 257, 32, generator=generator)
+    images[1], texts[1], texts[2] = texts[0], texts[0], -texts[0]  # cosines 1 and -1
+    images[0] = -texts[0]
+    labels = torch.randint(-1, 40, (257,), generator=generator)
+    inputs = (images, texts, torch.tensor(scale))
+    results = value_and_gradients(contrast, *inputs, labels=labels)
+    expected = value_and_gradients(contrast_reference, *(x.double() for x in inputs), labels=labels)
+    for result, truth in zip(results, expected):
+        assert relative_error(result, truth) < TOLERANCE
+
+
+def test_a_vector_of_zeros_is_no_direction() -> None:
+    """As in the reference: cosines 0 with everything, and a gradient that is large but finite."""
+    images, texts = torch.randn(2, 6, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(9))
+    images[2], texts[3] = 0.0, 0.0
+    inputs, labels = (images, texts, torch.tensor(20.0, dtype=torch.float64)), torch.tensor([0, 0, 1, 1, -1, -1])
+    results = value_and_gradients(contrast, *inputs, labels=labels)
+    torch.testing.assert_close(results, value_and_gradients(contrast_reference, *inputs, labels=labels))
+
+
+@pytest.mark.parametrize("broken", [math.nan, math.inf])
+def test_what_is_not_finite_stays_visible(broken: float) -> None:
+    images, texts = torch.randn(2, 5, 4, generator=torch.Generator().manual_seed(10))
+    images[3, 1] = broken
+    assert image_text_label_loss(images, texts, torch.arange(5), torch.tensor(10.0)).isnan()
 
 
 @pytest.mark.parametrize("spread", [0.9, 1.1])

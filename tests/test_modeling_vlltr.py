@@ -306,6 +306,37 @@ def test_bfloat16(tiny, tmp_path, vision):
             assert scores[one["index"]] == pytest.approx(one["language_score"], abs=0.15)
 
 
+def test_a_head_in_bfloat16_keeps_its_constants_in_float32(tiny, tmp_path):
+    """What `dtype=torch.bfloat16` loads: anchors that are multiplied as they are, everything after that in float32."""
+    tiny.recogniser().save_pretrained(tmp_path)
+    half = VLLTRForImageClassification.from_pretrained(tmp_path, dtype=torch.bfloat16)
+    anchors = half.head.anchors
+    gram, rstd = half.head.constants()
+    assert anchors.dtype == torch.bfloat16
+    assert gram.dtype == rstd.dtype == torch.float32
+    assert relative(gram.double(), anchors.double() @ anchors.double().mT) <= 1e-6
+    features = torch.randn(4, 16, generator=torch.Generator().manual_seed(0)).bfloat16()
+    with torch.inference_mode():
+        logits = half(image_features=features).language_logits
+        wanted = language_by_definition(half.double(), features.double())[0]
+    assert logits.dtype == torch.float32
+    assert 0 < (logits.double() - wanted).abs().max() < 2**-7 * wanted.abs().max()
+
+
+def test_it_can_be_trained_after_it_has_predicted(tiny):
+    model, labels = tiny.recogniser(), torch.tensor([0, 1, 2])
+    features = torch.randn(3, 16, generator=torch.Generator().manual_seed(0))
+
+    def gradient():
+        return torch.autograd.grad(model(image_features=features, labels=labels).loss, model.head.query.weight)[0]
+
+    expected = gradient()
+    model.head.float()  # what is derived from the anchors is computed anew
+    with torch.inference_mode():
+        model(image_features=features)
+    assert torch.equal(gradient(), expected)
+
+
 def test_gradient_checkpointing_changes_no_gradient(tiny):
     model, pixel_values = tiny.recogniser().train(), tiny.pixel_values()
 

@@ -1,8 +1,11 @@
 # SPDX-License-Identifier: MIT
 """Language-guided recognition against recorded numbers, its definition, and what must always hold."""
 
+import importlib.util
 import math
+import sys
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import pytest
@@ -18,60 +21,25 @@ from hf_vlr.modeling.recognition import (
     language_guided_logits_reference,
 )
 
+
+def _neighbour(name: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(name, Path(__file__).with_name(f"{name}.py"))
+    module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+heads = _neighbour("recognition_heads")
+TOLERANCE = heads.TOLERANCE
+TRAINED = heads.TRAINED
+cast = heads.cast
+random_head = heads.random_head
+relative_error = heads.relative_error
+value_and_gradients = heads.value_and_gradients
+
 GOLDEN = np.load(Path(__file__).parent / "golden" / "vlltr_testvectors.npz")
-TOLERANCE = 1e-5
 STORED_TOLERANCE = 1e-4  # the records are float32
-TRAINED = (
-    "x",
-    "query_weight",
-    "key_weight",
-    "norm_query_weight",
-    "norm_query_bias",
-    "norm_key_weight",
-    "norm_key_bias",
-    "logit_scale",
-)
 SIZES = [(1, 1, 1, 8), (5, 1, 6, 12), (1, 7, 4, 16), (6, 9, 1, 8), (8, 11, 5, 24), (3, 30, 8, 32)]
-
-
-def relative_error(value: Tensor, expected: Tensor) -> float:
-    return ((value.double() - expected.double()).norm() / expected.double().norm()).item()
-
-
-def random_head(seed: int, images: int, classes: int, sentences: int, width: int) -> dict[str, Tensor]:
-    """All tensors of a head with uneven numbers of sentences and anchors that are off centre."""
-    generator = torch.Generator().manual_seed(seed)
-
-    def normal(*shape: int, scale: float = 1.0) -> Tensor:
-        return scale * torch.randn(*shape, generator=generator)
-
-    counts = torch.randint(1, sentences + 1, (classes, 1), generator=generator)
-    mask = torch.arange(sentences) < counts
-    return {
-        "x": normal(images, width, scale=2.0),
-        "anchors": (normal(classes, sentences, width) + 0.5) * mask[:, :, None],
-        "anchor_mask": mask,
-        "query_weight": torch.eye(width) + normal(width, width, scale=0.1),
-        "key_weight": torch.eye(width) + normal(width, width, scale=0.1),
-        "norm_query_weight": 1.0 + normal(width, scale=0.3),
-        "norm_query_bias": normal(width, scale=0.3),
-        "norm_key_weight": 1.0 + normal(width, scale=0.3),
-        "norm_key_bias": normal(width, scale=0.3),
-        "logit_scale": torch.tensor(14.3),
-    }
-
-
-def cast(head: dict[str, Tensor], dtype: torch.dtype) -> dict[str, Tensor]:
-    return {key: x.to(dtype) if x.is_floating_point() else x for key, x in head.items()}
-
-
-def value_and_gradients(function, head: dict[str, Tensor], **options) -> dict[str, Tensor]:
-    """The logits and the gradients of a fixed weighting of them by every trained tensor."""
-    leaves = {key: head[key].detach().clone().requires_grad_() for key in TRAINED}
-    logits = function(**(head | leaves), **options)
-    weights = torch.randn(logits.shape, generator=torch.Generator().manual_seed(0)).to(logits.dtype)
-    gradients = torch.autograd.grad((logits * weights).sum(), list(leaves.values()))
-    return {"logits": logits.detach(), **dict(zip(TRAINED, gradients))}
 
 
 def golden_head() -> dict[str, Tensor]:

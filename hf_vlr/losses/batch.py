@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from hf_vlr.modeling.contrastive import TILE_BYTES_ACCELERATOR, TILE_BYTES_CPU
+from hf_vlr.modeling.log_sums import TILE_BYTES_ACCELERATOR, TILE_BYTES_CPU
 
 
 def unit_vectors(features: Tensor, dtype: torch.dtype) -> Tensor:

@@ -26,7 +26,8 @@ from hf_vlr.losses.batch import (
     unit_vectors,
     wide_dtype,
 )
-from hf_vlr.modeling.contrastive import full_precision, text_multiplicity
+from hf_vlr.modeling.contrastive import text_multiplicity
+from hf_vlr.modeling.log_sums import full_precision
 
 # Beyond it log(1 + exp(x)) = x in float64 too; torch's default of 20 is off by 2e-9.
 SOFTPLUS_THRESHOLD = 37.0

@@ -23,7 +23,7 @@ from hf_vlr.losses.batch import (
     unit_vectors,
     wide_dtype,
 )
-from hf_vlr.modeling.contrastive import full_precision
+from hf_vlr.modeling.log_sums import full_precision
 
 
 def supervised_contrastive_loss(

@@ -1,0 +1,55 @@
+"""Products of matrices by either library, against the plain product."""
+
+import pytest
+import torch
+
+from hf_vlr.modeling import products
+from hf_vlr.modeling.products import FEW_VECTORS, add_weighed_rows, inner_products
+
+SIZES = [(1, 1, 1), (5, 1, 3), (300, FEW_VECTORS - 1, 24), (300, FEW_VECTORS, 24), (17, 33, 40), (0, 9, 4), (9, 0, 4)]
+
+
+@pytest.fixture(params=[True, False], ids=["convolution", "blas"])
+def library(request, monkeypatch):
+    monkeypatch.setattr(products, "_convolving_pays", lambda: request.param and torch.backends.mkldnn.is_available())
+
+
+@pytest.mark.parametrize(("rows", "vectors", "width"), SIZES)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_inner_products(library, rows, vectors, width, dtype):
+    a, b = torch.randn(rows, width).to(dtype), torch.randn(vectors, width).to(dtype)
+    found = inner_products(a, b)
+    assert found.dtype == dtype
+    torch.testing.assert_close(
+        found.double(),
+        a.double() @ b.double().T,
+        rtol=2**-7 if dtype.itemsize == 2 else 1e-5,
+        atol=1e-5 if dtype.itemsize > 2 else 0.05,
+    )
+
+
+@pytest.mark.parametrize(("rows", "vectors", "width"), SIZES)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_sums_of_weighed_rows_are_added(library, rows, vectors, width, dtype):
+    weights, others = torch.randn(rows, vectors, dtype=dtype), torch.randn(rows, width, dtype=dtype)
+    before = torch.randn(vectors, width, dtype=dtype)
+    sums = before.clone()
+    add_weighed_rows(sums, weights, others)
+    torch.testing.assert_close(
+        sums.double(), before.double() + weights.double().T @ others.double(), rtol=1e-5, atol=1e-5
+    )
+
+
+def test_rows_need_not_lie_together(library):
+    a, b = torch.randn(24, 40).T, torch.randn(30, 48)[::2, ::2]
+    torch.testing.assert_close(inner_products(a, b), a @ b.T)
+    sums = torch.zeros(40, 60)[:, ::4]
+    add_weighed_rows(sums, torch.randn(15, 40) * 0 + 1, torch.ones(15, 15))
+    torch.testing.assert_close(sums, torch.full((40, 15), 15.0))
+
+
+def test_gradients_of_inner_products(library):
+    a, b = torch.randn(9, 12, requires_grad=True), torch.randn(10, 12, requires_grad=True)
+    weights = torch.randn(9, 10)
+    found = torch.autograd.grad((inner_products(a, b) * weights).sum(), (a, b))
+    torch.testing.assert_close(found, (weights @ b, weights.T @ a))
