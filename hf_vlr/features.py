@@ -13,23 +13,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from hf_vlr.contents import content_of
-from hf_vlr.data.images import SelectedImages
 from hf_vlr.data.workers import lost_connection, obey_parent_only, worker_errors
 from hf_vlr.disk import writing
 from hf_vlr.modeling import UniCLModel
 from hf_vlr.modeling.towers import encode_image, encode_text
-from hf_vlr.randomness import torch_seeded
-
-Transform = Callable[[Image.Image], Tensor]
-
+from hf_vlr.views import Transform, View, base_rows
 
 # `data.cache_dir=off`
 OFF = "off"
@@ -68,28 +62,6 @@ class StateCache:
             finally:
                 unfinished.unlink(missing_ok=True)
         return states
-
-
-class View(Dataset):
-    """One view of every image: number 0 is the evaluation's, the others are augmented."""
-
-    def __init__(self, images: Sequence, evaluation: Transform, augmentation: Transform | None, number: int) -> None:
-        self.images, self.evaluation, self.augmentation, self.number = images, evaluation, augmentation, number
-
-    def __len__(self) -> int:
-        return len(self.images)
-
-    def __getitem__(self, index: int) -> Tensor:
-        if self.number == 0:
-            return self.evaluation(self.images[index])
-        # not the run's seed: views are part of the data, and shared by all runs on it
-        with torch_seeded(0, self.number, index, "view"):
-            return self.augmentation(self.images[index])
-
-    def identity(self, folder: Path | None = None) -> str:
-        """What the view's pixels depend on; `folder` remembers digests of the images."""
-        transform = self.augmentation if self.number else self.evaluation
-        return f"{content_of(self.images, folder)} view {self.number} {transform!r}"
 
 
 class Tower:
@@ -195,7 +167,8 @@ def _view_key(tower: Tower, view: View, folder: Path | None) -> list[str]:
 
 def _encode_view(tower: Tower, view: View, batch_size: int, workers: int, note: str) -> Tensor:
     """What a tower makes of one view, [N, W]."""
-    loader = DataLoader(view, batch_size, num_workers=workers, worker_init_fn=obey_parent_only)
+    in_bytes, scaling = view.in_bytes()
+    loader = DataLoader(in_bytes, batch_size, num_workers=workers, worker_init_fn=obey_parent_only)
     bar = tqdm(
         read_batches(loader),
         total=len(loader),
@@ -208,7 +181,7 @@ def _encode_view(tower: Tower, view: View, batch_size: int, workers: int, note: 
     with tower.frozen():
         for batch in bar:
             # channels last: convolutions run 1.7 times as fast on a CPU, other towers do not mind
-            found = tower.encode(batch.to(tower.device, memory_format=torch.channels_last))
+            found = tower.encode(scaling(batch.to(tower.device, memory_format=torch.channels_last)))
             if done == 0:
                 # in one piece from the start: joining parts would take twice the memory
                 states = torch.empty(len(view), *found.shape[1:])
@@ -225,11 +198,15 @@ def sentence_states(
     batch_size: int = 256,
     cache: StateCache | None = None,
 ) -> Tensor:
-    """What a tower makes of sentences, [S, W], float32 on the CPU; each distinct sentence is encoded once."""
+    """What a tower makes of sentences, [S, W], float32 on the CPU; each distinct sentence is encoded once.
+
+    The tower computes in the dtype of its weights: for bfloat16, which halves or quarters the time on hardware that has
+    it, load the model with `from_pretrained(..., dtype=torch.bfloat16)`.
+    """
     unique = list(dict.fromkeys(sentences))
 
     def compute() -> Tensor:
-        # by length, so that a batch is not padded to one long sentence
+        # by length, so that towers that read padding do not pad a batch to one long sentence
         order = sorted(range(len(unique)), key=lambda index: len(unique[index]))
         parts = []
         with tower.frozen():
@@ -257,15 +234,6 @@ def read_batches(loader: DataLoader) -> Iterator:
             if not loader.num_workers:
                 raise
             raise lost_connection(error) from error
-
-
-def base_rows(images: Sequence) -> tuple[Sequence, Tensor]:
-    """The set that `images` were chosen from, and which of its rows they are."""
-    rows = torch.arange(len(images))
-    while isinstance(images, SelectedImages):
-        rows = torch.as_tensor(images.indices)[rows]
-        images = images.images
-    return images, rows
 
 
 def digest_of(module: nn.Module) -> str:

@@ -86,6 +86,27 @@ def test_texts_come_in_the_order_they_were_given():
         torch.testing.assert_close(row, alone.detach(), atol=1e-5, rtol=1e-4)
 
 
+def test_texts_are_encoded_in_the_number_format_of_the_tower(cache):
+    model = encoder()
+    exact = text_states(model, SENTENCES, COLLATOR.tokenize, cache=cache)
+    rounded = text_states(model.bfloat16(), SENTENCES, COLLATOR.tokenize, cache=cache)
+    assert rounded.dtype == torch.float32
+    assert rounded.equal(rounded.bfloat16().float())
+    assert 1e-4 < (rounded - exact).norm() / exact.norm() < 0.02
+    # kept apart
+    assert len(list(cache.folder.iterdir())) == 2
+
+
+def test_padding_to_a_fixed_length_changes_no_text():
+    def padded(texts: list[str]) -> dict[str, torch.Tensor]:
+        return dict(TOKENIZER(texts, padding="max_length", max_length=24, return_tensors="pt"))
+
+    model = encoder().double()
+    many = [f"{sentence} {'dog ' * count}" for sentence in SENTENCES for count in range(5)]
+    expected = text_states(model, many, COLLATOR.tokenize)
+    torch.testing.assert_close(text_states(model, many, padded), expected, rtol=1e-6, atol=1e-6)
+
+
 def test_a_cache_gives_back_the_same_bits_without_looking(cache):
     model, images = encoder(), Pictures()
     first = vision_states(model, images, EVALUATION, AUGMENTATION, views=2, cache=cache)

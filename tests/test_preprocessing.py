@@ -20,8 +20,11 @@ from transformers import (
 )
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
+from hf_vlr.data.source import load_source
+from hf_vlr.data.transforms import takes_pixels
 from hf_vlr.errors import UserError
 from hf_vlr.evaluation.preprocessing import ProcessorTransform, transform_of
+from hf_vlr.views import View
 
 SQUARE = {"height": 32, "width": 32}
 PROCESSORS = {
@@ -55,6 +58,22 @@ def test_a_transform_gives_the_processors_own_pixels(name):
     for photo in photos():
         expected = processor(images=photo, return_tensors="pt")["pixel_values"][0]
         torch.testing.assert_close(transform(photo), expected, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("name", PROCESSORS)
+@pytest.mark.filterwarnings("ignore:The image decoding and encoding:DeprecationWarning")
+def test_a_jpeg_is_read_in_the_form_that_gives_the_processors_own_pixels(name, tmp_path):
+    processor = PROCESSORS[name]
+    transform, _ = transform_of(processor)
+    assert takes_pixels(transform) is (name != "clip by Pillow")
+    (tmp_path / "class").mkdir()
+    for number, photo in enumerate(photos()):
+        photo.save(tmp_path / "class" / f"{number}.jpg")
+    images = load_source(f"imagefolder:{tmp_path}", "train", validation_fraction=0).images
+    for number in range(len(images)):
+        expected = processor(images=images[number], return_tensors="pt")["pixel_values"][0]
+        found = View(images, transform, None, 0)[number]
+        torch.testing.assert_close(found, expected, atol=1e-4, rtol=0)
 
 
 def test_what_no_transform_can_say_is_left_to_the_processor():

@@ -85,7 +85,7 @@ def test_worker_counts_change_no_weight(whole, sources, tmp_path):
 
 
 def test_an_interrupted_run_goes_on_to_the_same_weights(whole, sources, tmp_path, monkeypatch):
-    read, left = images.StreamedImages.__getitem__, iter(range(70))
+    read, left = images.StreamedImages._found, iter(range(70))
 
     def dying(self, index):
         if next(left, None) is None:
@@ -93,7 +93,7 @@ def test_an_interrupted_run_goes_on_to_the_same_weights(whole, sources, tmp_path
         return read(self, index)
 
     with monkeypatch.context() as patch:
-        patch.setattr(images.StreamedImages, "__getitem__", dying)
+        patch.setattr(images.StreamedImages, "_found", dying)
         with pytest.raises(Interrupted):
             run(recipe(tmp_path / "run", sources))
     assert not (tmp_path / "run" / "config.json").exists()

@@ -192,7 +192,7 @@ def test_groups_and_unnamed_images_are_read_as_they_are_stored(tmp_path):
 def test_statistics_and_captions_read_no_image(tmp_path, monkeypatch, capsys, reads):
     spec = parquet_folder(tmp_path / "data")
     pairs = tar_folder(tmp_path / "pairs")
-    monkeypatch.setattr(images.StreamedImages, "__getitem__", lambda *_: pytest.fail("an image was read"))
+    monkeypatch.setattr(images.StreamedImages, "_found", lambda *_: pytest.fail("an image was read"))
     with pytest.raises(SystemExit) as caught:
         main(["data", "stats", f"stream:{spec}", f"data.mix=[pairs:stream:{pairs}]", "data.texts=captions"])
     out = capsys.readouterr().out

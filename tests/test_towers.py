@@ -1,7 +1,11 @@
 """Any tower: its width is measured right, its states are pooled as asked, texts of any length fit."""
 
+from functools import partial
+
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils.flop_counter import FlopCounterMode
 from transformers import CONFIG_MAPPING
 
 from hf_vlr import UniCLModel
@@ -10,8 +14,11 @@ from hf_vlr.modeling.towers import (
     cut_texts,
     encode_image,
     encode_text,
+    encode_text_reference,
     end_of_text,
     end_token,
+    lengths_to_end,
+    packing,
     set_checkpointing,
     text_length,
     text_width,
@@ -202,3 +209,176 @@ def test_checkpointing_is_switched_where_there_is_any(tiny):
 def test_pixels_are_cast_to_the_towers_number_format(tiny, kind):
     tower = tiny.model(UniCLModel, vision=kind).vision_model.to(torch.bfloat16)
     assert encode_image(tower, tiny.pixel_values(), "pooler").dtype == torch.bfloat16
+
+
+def ragged(lengths: list[int], eos: int = 513, width: int = 40) -> dict[str, torch.Tensor]:
+    """Framed texts of so many tokens, padded to `width` with zeros, which the mask hides."""
+    ids = torch.randint(3, 500, (len(lengths), width), generator=torch.Generator().manual_seed(len(lengths)))
+    places, ends = torch.arange(width), torch.tensor(lengths)[:, None]
+    ids = torch.where(places == ends - 1, eos, ids)
+    return {"input_ids": torch.where(places < ends, ids, 0), "attention_mask": (places < ends).long()}
+
+
+def causal_tower(tiny, kind: str):
+    """CLIP's tower, the same with the wrong `eos_token_id` of OpenAI's published configs, or MetaCLIP 2's."""
+    settings = dict(tiny.TEXT_TOWERS["clip"])
+    if kind == "metaclip_2":
+        return build("metaclip_2_text_model", **{key: settings[key] for key in settings if key != "model_type"})
+    return tiny.model(text_config={**settings, "eos_token_id": 2} if kind == "clip 2" else settings).text_model
+
+
+def assert_same_as_reference(tower, texts, pooling: str = "pooler") -> None:
+    """Values and the gradient of every weight, in float64."""
+    tower = tower.double()
+    arguments = (tower, texts["input_ids"], texts.get("attention_mask"), None, pooling)
+    found, expected = encode_text(*arguments), encode_text_reference(*arguments)
+    torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-10)
+    upstream = torch.randn(found.shape, dtype=found.dtype, generator=torch.Generator().manual_seed(0))
+    weights = list(tower.parameters())
+    gradients = [torch.autograd.grad(value, weights, upstream) for value in (found, expected)]
+    for (name, _), one, other in zip(tower.named_parameters(), *gradients, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-9, msg=lambda text, name=name: f"{name}: {text}")
+    with torch.no_grad():
+        torch.testing.assert_close(encode_text(*arguments), expected, rtol=1e-10, atol=1e-10)
+
+
+def is_packed(tower, texts, pooling: str = "pooler") -> bool:
+    """Whether texts share rows, told by the number of rows that the tower sees."""
+    seen = []
+    handle = tower.register_forward_pre_hook(lambda module, args, kwargs: seen.append(kwargs), with_kwargs=True)
+    try:
+        encode_text(tower, texts["input_ids"], texts.get("attention_mask"), None, pooling)
+    finally:
+        handle.remove()
+    return "position_ids" in seen[0]
+
+
+@pytest.mark.parametrize("kind", ["clip", "clip 2", "metaclip_2"])
+@pytest.mark.parametrize("pooling", ["pooler", "eot"])
+@pytest.mark.parametrize("masked", [True, False])
+def test_texts_that_share_rows_are_encoded_as_alone(tiny, kind, pooling, masked):
+    tower, texts = causal_tower(tiny, kind), ragged([7, 3, 12, 40, 9, 2, 25, 7, 39, 4])
+    texts = texts if masked else {"input_ids": texts["input_ids"]}
+    assert is_packed(tower, texts, pooling)
+    assert_same_as_reference(tower, texts, pooling)
+
+
+@pytest.mark.parametrize(
+    "lengths",
+    [[5], [1, 1, 1], [40, 5, 5, 5], [20] * 9, [13, 27] * 5, [2] * 300, [11] * 200],
+    ids=lambda one: str(one[:3]),
+)
+def test_any_number_of_texts_of_any_length_shares_rows(tiny, lengths):
+    """The last ones fill more rows than a CPU takes at a time without gradients."""
+    tower, texts = causal_tower(tiny, "clip"), ragged(lengths)
+    assert is_packed(tower, texts)
+    assert_same_as_reference(tower, texts)
+
+
+def test_what_has_no_end_is_its_first_token_as_ever(tiny):
+    tower, texts = causal_tower(tiny, "clip"), ragged([4, 9, 6])
+    texts["input_ids"][1, 8] = 7
+    assert_same_as_reference(tower, texts)
+    assert lengths_to_end(tower, **texts, pooling="pooler") == [4, 1, 6]
+
+
+def test_no_text_sees_another_of_its_row(tiny):
+    tower, texts = causal_tower(tiny, "clip"), ragged([9, 6, 8, 7, 5])
+    arguments = (texts["attention_mask"], None, "pooler")
+    before = encode_text(tower, texts["input_ids"], *arguments)
+    texts["input_ids"][2, 1:7] = torch.arange(10, 16)
+    after = encode_text(tower, texts["input_ids"], *arguments)
+    assert is_packed(tower, texts)
+    assert (after != before).any(dim=1).tolist() == [False, False, True, False, False]
+
+
+def test_towers_for_which_it_would_not_be_exact_get_texts_as_they_are(tiny):
+    texts, tower = ragged([7, 3, 12, 9]), causal_tower(tiny, "clip")
+    ids, mask = texts["input_ids"], texts["attention_mask"]
+    assert lengths_to_end(tower, ids, mask, "pooler") == [7, 3, 12, 9]
+    for pooling in ("cls", "mean"):
+        assert lengths_to_end(tower, ids, mask, pooling) is None
+        assert not is_packed(tower, texts, pooling)
+    siglip = build("siglip_text_model", vocab_size=514, max_position_embeddings=40, eos_token_id=513, **TRANSFORMER)
+    for other, pooling in ((siglip, "pooler"), (tiny.model(text="bert").text_model, "mean")):
+        assert lengths_to_end(other, ids, mask, pooling) is None
+        assert not is_packed(other, texts, pooling)
+    hole, left = mask.clone(), mask.flip(1)
+    hole[0, 3] = 0
+    for other in (hole, left):
+        assert lengths_to_end(tower, ids, other, "pooler") is None
+    # an attention that takes no mask of pairs, and a config that does not say how texts end
+    tower.config._attn_implementation = "eager"
+    assert lengths_to_end(tower, ids, mask, "pooler") is None
+    tower.config._attn_implementation, tower.config.eos_token_id = "sdpa", None
+    assert lengths_to_end(tower, ids, mask, "pooler") is None
+
+
+def test_texts_without_padding_are_left_alone_to_the_bit(tiny):
+    tower, texts = causal_tower(tiny, "clip"), ragged([40, 38, 39, 40])
+    assert not is_packed(tower, texts)
+    assert encode_text(tower, **texts, token_type_ids=None, pooling="eot").equal(tower(**texts).pooler_output)
+
+
+def test_stand_ins_without_data_and_compiled_code_look_at_no_token(tiny):
+    tower, texts = causal_tower(tiny, "clip"), ragged([7, 3, 12, 9])
+    on_meta = causal_tower(tiny, "clip").to("meta")
+    assert encode_text(on_meta, texts["input_ids"].to("meta"), None, None, "pooler").shape == (4, 32)
+    with FakeTensorMode() as mode:
+        fake = {name: mode.from_tensor(value) for name, value in texts.items()}
+        assert lengths_to_end(tower, **fake, pooling="pooler") is None
+    compiled = torch.compile(lengths_to_end, backend="eager", fullgraph=True)
+    assert compiled(tower, texts["input_ids"], texts["attention_mask"], "pooler") is None
+
+
+def test_shared_rows_spare_the_work_on_padding(tiny):
+    tower, texts = causal_tower(tiny, "clip"), ragged([8, 9, 10, 12] * 16)
+
+    def flops(encode) -> int:
+        with FlopCounterMode(display=False) as counter:
+            encode(tower, texts["input_ids"], texts["attention_mask"], None, "pooler")
+        return counter.get_total_flops()
+
+    # 39 tokens in rows of 40
+    assert flops(encode_text) < 0.27 * flops(encode_text_reference)
+
+
+@pytest.mark.parametrize("cast", ["weights", "autocast"])
+def test_shared_rows_in_bfloat16(tiny, cast):
+    tower, texts = causal_tower(tiny, "clip"), ragged([7, 3, 12, 9, 15, 4])
+    tower = tower.bfloat16() if cast == "weights" else tower
+    with torch.autocast("cpu", torch.bfloat16, enabled=cast == "autocast"), torch.no_grad():
+        arguments = (tower, texts["input_ids"], texts["attention_mask"], None, "pooler")
+        found, expected = encode_text(*arguments), encode_text_reference(*arguments)
+    assert is_packed(tower, texts)
+    assert found.dtype == expected.dtype
+    torch.testing.assert_close(found, expected, rtol=0.02, atol=0.02)
+
+
+def test_checkpointed_activations_give_the_same_gradients_in_shared_rows(tiny):
+    texts, gradients = ragged([7, 3, 12, 9]), []
+    for checkpointed in (False, True):
+        tower = causal_tower(tiny, "clip").double().train()
+        set_checkpointing(
+            tower,
+            checkpointed,
+            gradient_checkpointing_func=partial(torch.utils.checkpoint.checkpoint, use_reentrant=False),
+        )
+        encode_text(tower, **texts, token_type_ids=None, pooling="pooler").square().sum().backward()
+        gradients.append([one.grad for one in tower.parameters()])
+    for one, other in zip(*gradients, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-12)
+
+
+def test_rows_are_filled_with_the_longest_that_fit():
+    assert packing([3, 9, 4, 7, 1, 3], 10) == [[1, 4], [3, 0], [2, 5]]
+    assert packing([5], 5) == [[0]]
+    assert packing([2, 2, 2], 4) == [[0, 1], [2]]
+    generator = torch.Generator().manual_seed(0)
+    for count in (1, 17, 400):
+        lengths = torch.randint(3, 19, (count,), generator=generator).tolist()
+        rows = packing(lengths, 64)
+        assert sorted(text for row in rows for text in row) == list(range(count))
+        assert all(sum(lengths[text] for text in row) <= 64 for row in rows)
+        # all rows but the last are nearly full
+        assert len(rows) <= sum(lengths) / 61 + 1

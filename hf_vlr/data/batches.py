@@ -5,13 +5,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from PIL import Image
 from torch.utils.data import Dataset, Sampler
 
 from hf_vlr.data.corpus import ClassTextCorpus
+from hf_vlr.data.images import Picture
 from hf_vlr.data.mixing import Mixing
 from hf_vlr.data.source import ImageSource
 from hf_vlr.data.streaming.order import WINDOW, block_order
+from hf_vlr.data.transforms import read_for
 from hf_vlr.errors import UserError
 from hf_vlr.randomness import numpy_generator, torch_seeded
 from hf_vlr.samplers import epoch_length, epoch_order
@@ -47,7 +48,7 @@ class TrainingSet(Dataset):
         self,
         source: ImageSource,
         corpus: ClassTextCorpus | None,
-        transform: Callable[[Image.Image], torch.Tensor],
+        transform: Callable[[Picture], torch.Tensor],
         seed: int,
         caption_probability: float = 0.0,
         *,
@@ -86,7 +87,7 @@ class TrainingSet(Dataset):
         return sample
 
     def _image(self, epoch: int, position: int, index: int, use: str) -> torch.Tensor:
-        picture = self.source.images[index]
+        picture = read_for(self.transform, self.source.images, index)
         with torch_seeded(self.seed, epoch, position, use):
             return self.transform(picture)
 

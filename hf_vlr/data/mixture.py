@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image
 
-from hf_vlr.data.images import identity_of
+from hf_vlr.data.images import Picture, identity_of, picture_for_model
 from hf_vlr.data.source import ImageSource
 from hf_vlr.data.templates import spoken_name
 from hf_vlr.errors import UserError
@@ -25,8 +25,17 @@ class JoinedImages(Sequence):
         return int(self.starts[-1])
 
     def __getitem__(self, index: int) -> Image.Image:
+        part, row = self._place(index)
+        return part[row]
+
+    def for_model(self, index: int) -> Picture:
+        """The picture as its own sequence gives it to a model."""
+        return picture_for_model(*self._place(index))
+
+    def _place(self, index: int) -> tuple[Sequence, int]:
+        """The sequence that picture `index` is of, and its row there."""
         part = int(np.searchsorted(self.starts, index, side="right")) - 1
-        return self.parts[part][index - int(self.starts[part])]
+        return self.parts[part], index - int(self.starts[part])
 
     def identity(self) -> str:
         return "+".join(identity_of(part) for part in self.parts)

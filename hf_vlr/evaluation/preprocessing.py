@@ -13,6 +13,7 @@ from PIL import Image
 from torch import Tensor
 from torchvision.transforms import InterpolationMode, v2
 
+from hf_vlr.data.transforms import Pictures
 from hf_vlr.errors import UserError
 from hf_vlr.features import Transform
 
@@ -70,7 +71,10 @@ class CentreCrop(v2.CenterCrop):
 
 
 def candidates_of(processor: Any) -> Iterator[v2.Compose]:
-    """The transforms that the processor's settings could mean: resized as a tensor, or by Pillow."""
+    """The transforms that the processor's settings could mean: resized as a tensor, or by Pillow.
+
+    The second takes no pixels, which it would resize otherwise than the processor does.
+    """
     geometry = geometry_of(processor)
     if geometry is None:
         return
@@ -81,7 +85,7 @@ def candidates_of(processor: Any) -> Iterator[v2.Compose]:
     std = np.array(processor.image_std if normalize else [1.0] * 3) / unit
     scaling = [v2.ToDtype(torch.float32, scale=True), v2.Normalize(mean.tolist(), std.tolist()), v2.ToPureTensor()]
     yield v2.Compose([v2.ToImage(), *geometry, *scaling])
-    yield v2.Compose([*geometry, v2.ToImage(), *scaling])
+    yield v2.Compose([Pictures(), *geometry, v2.ToImage(), *scaling])
 
 
 def geometry_of(processor: Any) -> list[torch.nn.Module] | None:

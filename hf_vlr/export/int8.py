@@ -21,6 +21,7 @@ import numpy.typing as npt
 from torch import nn
 
 from hf_vlr.data.source import ImageSource
+from hf_vlr.data.transforms import read_for
 from hf_vlr.errors import UserError
 from hf_vlr.export.tracing import ONE_FILE_BYTES, quiet
 from hf_vlr.features import Transform
@@ -102,8 +103,9 @@ def calibration_batches(source: ImageSource, transform: Transform, images: int, 
         raise UserError(f"an int8 model is calibrated on the training split, not on {source.split}")
     rows = even_rows(source.labels, images, seed)
     for start in range(0, len(rows), CALIBRATION_BATCH):
-        part = [np.asarray(transform(source.images[row])) for row in rows[start : start + CALIBRATION_BATCH].tolist()]
-        yield np.stack(part).astype(np.float32)
+        part = rows[start : start + CALIBRATION_BATCH].tolist()
+        pixels = [np.asarray(transform(read_for(transform, source.images, row))) for row in part]
+        yield np.stack(pixels).astype(np.float32)
 
 
 def even_rows(labels: npt.NDArray[np.int64], count: int, seed: int = 0) -> npt.NDArray[np.int64]:

@@ -4,11 +4,8 @@
 """
 
 import os
-import platform
 import tempfile
-import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from itertools import repeat
@@ -29,6 +26,8 @@ from hf_vlr.export.int8 import fitting_kind, quantise
 from hf_vlr.export.parity import random_images
 from hf_vlr.export.sessions import Session
 from hf_vlr.export.writing import MODEL_FILE, write_image_graph
+from hf_vlr.hardware import processor
+from hf_vlr.timing import Timing, Turns, in_turns, torch_threads
 
 # width and height of the picture that is preprocessed
 PICTURE = (640, 480)
@@ -48,17 +47,8 @@ class Engine:
 
 
 @dataclass(frozen=True)
-class Timing:
-    """Milliseconds of one image: the least, which a busy machine raises last, the median and the 95th percentile."""
-
-    best: float
-    median: float
-    p95: float
-
-
-@dataclass(frozen=True)
 class Latency:
-    """Warm latency of single images, by engine.
+    """Warm latency of single images in milliseconds, by engine.
 
     forward: from pixels to an answer. whole: from a decoded picture of `PICTURE` pixels to an answer. runs: timed
     images of each engine, after `warmup`. threads: of each engine. load: what else ran before, in processes that
@@ -168,8 +158,11 @@ def measure_engines(
     pixels, picture = random_images(1, size).numpy(), probe(PICTURE)
     forward = {name: _call(engine.forward, pixels) for name, engine in engines.items()}
     whole = {name: _whole(engine, picture) for name, engine in engines.items()}
-    with _torch_threads(threads):
-        timings = [_in_turns(calls, runs, warmup) for calls in (forward, whole)]
+    turns = Turns(runs, warmup, UNTIMED, TIMED)
+    with torch_threads(threads):
+        timings = [
+            {name: timing * 1e3 for name, timing in in_turns(calls, turns).items()} for calls in (forward, whole)
+        ]
     return Latency(
         *timings,
         runs=runs,
@@ -183,40 +176,6 @@ def measure_engines(
     )
 
 
-def processor() -> str:
-    """The processor's name."""
-    listed = Path("/proc/cpuinfo")
-    if listed.is_file():
-        for line in listed.read_text(encoding="utf-8", errors="replace").splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
-
-
-def _in_turns(calls: Mapping[str, Callable[[], Any]], runs: int, warmup: int) -> dict[str, Timing]:
-    """Time each call `runs` times."""
-    names = list(calls)
-    seconds: dict[str, list[float]] = {name: [] for name in names}
-    for call in calls.values():
-        for _ in range(warmup):
-            call()
-    for turn in range(-(-runs // TIMED)):
-        first = turn % len(names)
-        for name in names[first:] + names[:first]:
-            for _ in range(UNTIMED):
-                calls[name]()
-            for _ in range(min(TIMED, runs - len(seconds[name]))):
-                start = time.perf_counter()
-                calls[name]()
-                seconds[name].append(time.perf_counter() - start)
-    return {name: _timing(values) for name, values in seconds.items()}
-
-
-def _timing(seconds: list[float]) -> Timing:
-    median, p95 = np.percentile(seconds, [50, 95])
-    return Timing(1e3 * min(seconds), float(1e3 * median), float(1e3 * p95))
-
-
 def _call(forward: Callable[[Pixels], Any], pixels: Pixels) -> Callable[[], Any]:
     return lambda: forward(pixels)
 
@@ -227,13 +186,3 @@ def _whole(engine: Engine, picture: Image.Image) -> Callable[[], Any]:
 
 def _forward(session: Session) -> Callable[[Pixels], Any]:
     return lambda pixels: session.run(pixel_values=pixels)
-
-
-@contextmanager
-def _torch_threads(threads: int) -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)

@@ -9,6 +9,7 @@ import numpy.typing as npt
 from PIL import Image
 from torchvision.transforms import InterpolationMode, v2
 
+from hf_vlr.data.transforms import Scaling
 from hf_vlr.features import Transform
 
 PILLOW = {
@@ -55,12 +56,12 @@ class Preprocessing:
 def preprocessing_of(transform: Transform) -> Preprocessing:
     """The settings of a transform of `hf_vlr.data.transforms.build_eval_transform`."""
     steps = {type(step): step for step in transform.transforms}
-    resize, crop, normalise = steps[v2.Resize], steps[v2.CenterCrop], steps[v2.Normalize]
+    resize, crop, scaling = steps[v2.Resize], steps[v2.CenterCrop], steps[Scaling]
     sides = [resize.size] if isinstance(resize.size, int) else list(resize.size)
     return Preprocessing(
         shortest_edge=sides[0] if len(sides) == 1 else None,
         resample=int(PILLOW[resize.interpolation]),
         size=crop.size[0],
-        mean=list(normalise.mean),
-        std=list(normalise.std),
+        mean=list(scaling.mean),
+        std=list(scaling.std),
     )

@@ -9,6 +9,7 @@ from torch import nn
 from torchvision.transforms import v2
 
 from hf_vlr.cli.output import say, say_table
+from hf_vlr.data.transforms import Scaling
 from hf_vlr.detection.finetuning import compare_towers
 from hf_vlr.detection.scenes import CATEGORIES
 from hf_vlr.detection.settings import DetectionSettings
@@ -51,7 +52,7 @@ def vision_tower_of(encoder: Encoder) -> nn.Module:
 def normalisation_of(encoder: Encoder) -> tuple[list[float], list[float]]:
     """(mean, std) by which the encoder's images are normalised; `UserError` where its transform does not say."""
     for step in getattr(encoder.transform, "transforms", []):
-        if isinstance(step, v2.Normalize):
+        if isinstance(step, Scaling | v2.Normalize):
             return list(step.mean), list(step.std)
     raise UserError(f"model {encoder.location} does not state how its images are normalised")
 

@@ -7,7 +7,7 @@ from typing import Protocol
 import numpy as np
 from PIL import Image
 
-from hf_vlr.data.images import decode_image
+from hf_vlr.data.images import Picture, decode_for_model, decode_image
 from hf_vlr.data.streaming.order import WINDOW
 from hf_vlr.errors import UserError
 
@@ -43,8 +43,11 @@ class StreamedImages(Sequence):
         return len(self.shards.blocks)
 
     def __getitem__(self, index: int) -> Image.Image:
-        data, name, where = self._found(index)
-        return decode_image(name if data is None else data, where)
+        return decode_image(*self._file(index))
+
+    def for_model(self, index: int) -> Picture:
+        """The same picture as `decode_for_model` gives it."""
+        return decode_for_model(*self._file(index))
 
     def encoded(self, index: int) -> dict[str, bytes | str | None]:
         """The image's file as it lies in the source: `bytes`, and its name without folders as `path`."""
@@ -58,6 +61,11 @@ class StreamedImages(Sequence):
     def identity(self) -> str:
         """A text that changes when the underlying files do."""
         return self.shards.identity()
+
+    def _file(self, index: int) -> tuple[bytes | str, str]:
+        """The image's bytes or path, and what messages call it."""
+        data, name, where = self._found(index)
+        return (name if data is None else data), where
 
     def _found(self, index: int) -> tuple[bytes | None, str | None, str]:
         if not -len(self) <= index < len(self):
