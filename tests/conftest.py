@@ -81,11 +81,12 @@ def children() -> Iterator[Callable[..., tuple[list[int], str]]]:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave soak tests out unless they are asked for by name: `-m soak`."""
-    if "soak" not in config.option.markexpr:
-        soaking = [item for item in items if item.get_closest_marker("soak")]
-        config.hook.pytest_deselected(items=soaking)
-        items[:] = [item for item in items if item not in soaking]
+    """Leave tests that want a machine to themselves out unless they are asked for by name: `-m soak`, `-m perf`."""
+    for name in ("soak", "perf"):
+        if name not in config.option.markexpr:
+            unasked = [item for item in items if item.get_closest_marker(name)]
+            config.hook.pytest_deselected(items=unasked)
+            items[:] = [item for item in items if item not in unasked]
 
 
 PARITY: list[tuple[str, str, float]] = []

@@ -29,6 +29,7 @@ COMMANDS = {
     "data": ("hf_vlr.cli.data", "Build a dataset, or look at one."),
     "recipes": ("hf_vlr.cli.recipes", "List the packaged recipes, or every key of a recipe."),
     "launch": ("hf_vlr.cli.launch", "List or write files that start a training on many devices or machines."),
+    "bench": ("hf_vlr.cli.bench", "Speed and memory beside open_clip, transformers, timm and the originals."),
     "env": ("hf_vlr.cli.env", "Versions and devices, for a bug report."),
 }
 
