@@ -194,7 +194,7 @@ def target_logits(
     place = torch.searchsorted(labels.sort().values, labels)
     counts = queries.new_zeros(pairs).index_add_(0, place, queries.new_ones(pairs))
     texts = keys if text_index is None else keys.index_select(0, text_index)
-    sums = keys.new_zeros(pairs, keys.shape[1]).index_add(0, place, texts)
+    sums = keys.new_zeros(pairs, keys.shape[1]).index_add_(0, place, texts)
     own = place[first : first + len(queries)]
     agreement = (queries * sums.index_select(0, own)).sum(1, dtype=widest(queries)) / counts[own]
     target = (1.0 - label_smoothing) * agreement.sum()

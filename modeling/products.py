@@ -2,7 +2,7 @@
 """Products of matrices, each in the way that is fastest where its numbers lie.
 
 The BLAS of torch's x86 packages uses the widest instructions on the processors of its maker alone. oneDNN, which
-computes convolutions, uses them on all: there a product in float32 is a 1 x 1 convolution, about twice as fast.
+computes convolutions, uses them on all: there a large product in float32 is a 1 x 1 convolution, about twice as fast.
 """
 
 from __future__ import annotations
@@ -17,6 +17,9 @@ from torch import Tensor
 
 # Fewer vectors than this are read through in the time that the rows take to arrive: other layouts suit them.
 FEW_VECTORS = 8
+
+# Below this many multiplications the arrangement of a convolution costs more than it saves.
+LARGE_PRODUCT = 1 << 23
 
 
 def inner_products(rows: Tensor, vectors: Tensor) -> Tensor:
@@ -43,7 +46,9 @@ def _convolves(rows: Tensor, vectors: Tensor) -> bool:
         return False  # its graphs have products of their own
     if rows.device.type != "cpu" or rows.dtype != torch.float32 or vectors.dtype != torch.float32:
         return False
-    return 0 not in rows.shape and len(vectors) >= FEW_VECTORS and torch.backends.mkldnn.enabled and _convolving_pays()
+    large = len(vectors) >= FEW_VECTORS and rows.numel() * len(vectors) >= LARGE_PRODUCT
+    # torch hands such convolutions to oneDNN where there is more than one thread
+    return large and torch.get_num_threads() > 1 and torch.backends.mkldnn.enabled and _convolving_pays()
 
 
 @lru_cache(maxsize=1)

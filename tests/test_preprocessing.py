@@ -24,6 +24,8 @@ from hf_vlr.data.source import load_source
 from hf_vlr.data.transforms import takes_pixels
 from hf_vlr.errors import UserError
 from hf_vlr.evaluation.preprocessing import ProcessorTransform, transform_of
+from hf_vlr.training.options import DataOptions
+from hf_vlr.training.run_data import transforms
 from hf_vlr.views import View
 
 SQUARE = {"height": 32, "width": 32}
@@ -111,3 +113,9 @@ def load_foreign() -> ModuleType:
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+@pytest.mark.parametrize(("decoder", "pixels"), [("auto", True), ("pillow", False)])
+def test_a_run_says_what_reads_jpeg_files(tiny, decoder, pixels):
+    made = transforms(DataOptions(decoder=decoder), tiny.processor().image_processor)
+    assert [takes_pixels(transform) for transform in made] == [pixels, pixels]

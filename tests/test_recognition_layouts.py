@@ -10,8 +10,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from hf_vlr.modeling import products
 from hf_vlr.modeling.products import inner_products
 from hf_vlr.modeling.recognition import language_guided_logits, language_guided_logits_reference
+from hf_vlr.timing import torch_threads
 
 
 def _neighbour(name: str) -> ModuleType:
@@ -52,20 +54,20 @@ def test_few_images_with_masked_anchors_and_an_empty_class(images: int, detach_n
 def test_inner_products(dtype: torch.dtype, vectors: int) -> None:
     generator = torch.Generator().manual_seed(0)
     rows, others = (torch.randn(count, 24, generator=generator).to(dtype) for count in (50, vectors))
-    products = inner_products(rows, others)
-    assert products.dtype == dtype
+    found = inner_products(rows, others)
+    assert found.dtype == dtype
     expected = torch.einsum("rd,vd->rv", rows.double(), others.double())
-    assert (
-        relative_error(products, expected) < {torch.float32: 1e-6, torch.float64: 1e-14, torch.bfloat16: 2**-8}[dtype]
-    )
+    assert relative_error(found, expected) < {torch.float32: 1e-6, torch.float64: 1e-14, torch.bfloat16: 2**-8}[dtype]
 
 
 @pytest.mark.parametrize("detach_norm", [False, True])
-def test_without_onednn_it_is_the_same(detach_norm: bool) -> None:
+def test_convolved_products_change_nothing(detach_norm: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     head = random_head(18, 12, 9, 6, 32)
-    results = value_and_gradients(language_guided_logits, head, detach_norm=detach_norm)
-    with torch.backends.mkldnn.flags(enabled=False):
-        plain = value_and_gradients(language_guided_logits, head, detach_norm=detach_norm)
+    plain = value_and_gradients(language_guided_logits, head, detach_norm=detach_norm)
+    monkeypatch.setattr(products, "LARGE_PRODUCT", 1)
+    monkeypatch.setattr(products, "_convolving_pays", torch.backends.mkldnn.is_available)
+    with torch_threads(2):
+        results = value_and_gradients(language_guided_logits, head, detach_norm=detach_norm)
     for key in results.keys() - {"norm_key_bias"}:
         assert relative_error(results[key], plain[key]) < TOLERANCE, key
 

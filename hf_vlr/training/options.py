@@ -56,6 +56,11 @@ class DataOptions:
     )
     neighbours: int = option(5, "nearest states of the class that data.synthesis=smote goes towards", low=1)
     split_seed: int = option(0, "seed of generated data, folds and held-out parts; the run's own is `seed`", low=0)
+    decoder: str = option(
+        "auto",
+        "what reads JPEG files for a model: auto = torchvision, as bytes; pillow = decoded and resized by Pillow",
+        choices=("auto", "pillow"),
+    )
     image_size: int | None = option(None, "side of the square the model sees; null = the model's, else 224", low=8)
     image_mean: list[float] = field(
         default_factory=list, metadata=about("three channel means; [] = those of the tower", low=0.0, high=1.0)

@@ -109,6 +109,10 @@ def transforms(data: DataOptions, processor: CLIPImageProcessor) -> tuple[Transf
     # None: the processor squashes
     shortest = processor.size.get("shortest_edge")
     interpolation = InterpolationMode[PIL.Image.Resampling(processor.resample).name]
-    evaluation = build_eval_transform(size, mean, std, shortest and size / shortest, interpolation)
-    training = build_train_transform(size, mean, std, data.augment, min_scale=data.min_scale, flip=data.flip)
+    evaluation = build_eval_transform(
+        size, mean, std, shortest and size / shortest, interpolation, decoder=data.decoder
+    )
+    training = build_train_transform(
+        size, mean, std, data.augment, min_scale=data.min_scale, flip=data.flip, decoder=data.decoder
+    )
     return evaluation, training
