@@ -250,3 +250,16 @@ def test_peak_memory_is_that_of_one_call():
     # the peer keeps two matrices of logits of 16 MiB and what their softmax needs; features take 2 MiB each
     assert peer > 2 * 16
     assert 0 < ours < peer
+
+
+def test_a_study_states_its_goals_once():
+    goals = [{"text": "a", "met": True}, {"text": "b", "met": True}]
+    study = {"row": 13, "name": "s", "title": "slopes", "note": "", "lines": ["one", "two"], "goals": goals}
+    assert [row[1] + row[3] + row[-1] for row in table_rows(study)] == ["slopesoneall 2 met", "two"]
+    study["goals"] = [goals[0], {"text": "b", "met": False}]
+    assert table_rows(study)[0][-1] == "b: missed"
+
+
+def test_ratios_across_dtypes_without_a_goal_stay_in_the_file(record):
+    quiet = record | {"goals": []}
+    assert [row[2] for row in table_rows(quiet)] == ["peer"]

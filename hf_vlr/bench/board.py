@@ -7,6 +7,7 @@ from hf_vlr.bench.contests import (
     anchors,
     answer,
     contrast,
+    growth,
     head_epoch,
     house,
     images,
@@ -40,6 +41,7 @@ BOARD: tuple[Contest | Study, ...] = (
     pairs.PATCHES_OF_32,
     two_passes.TWO_PASSES,
     head_epoch.EPOCH,
+    growth.GROWTH,
     house.STARTING,
     house.TESTING,
 )

@@ -1,6 +1,7 @@
 """The file of results: one for each machine, a record for each line of the board."""
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +36,8 @@ def keep(path: Path, hardware: dict[str, Any], record: dict[str, Any]) -> None:
     """Put a record into the file in place of the line's earlier one; the others stay, and the file is always whole."""
     lines = read_results(path)["lines"] if path.is_file() else {}
     lines[record["name"]] = record
-    ordered = dict(sorted(lines.items(), key=lambda item: (item[1]["row"], item[0])))
+    # what has no number stands last
+    ordered = dict(sorted(lines.items(), key=lambda item: item[1]["row"] or math.inf))
     text = json.dumps({"schema": SCHEMA, "hardware": hardware, "lines": ordered}, indent=1, ensure_ascii=False)
     with whole_file(path, "name another folder with --out") as partial:
         partial.write_text(text + "\n", encoding="utf-8")

@@ -19,17 +19,26 @@ def markdown(lines: Sequence[Record], elsewhere: str = "H200") -> str:
 
 
 def table_rows(record: Record) -> list[tuple[str, ...]]:
-    """The cells of one record, by `COLUMNS`."""
+    """The cells of one record, by `COLUMNS`; ratios across dtypes only where a goal asks for them."""
     number = f"{record['row']}" if record["row"] else ""
     if "not_run" in record:
         return [(number, record["title"], "", f"not run: {record['not_run']}", "", "", "", "", "")]
     if "pairs" not in record:
-        goals = "; ".join(_goal(goal) for goal in record["goals"])
-        return [(number, record["title"], "", line, "", "", "", "", goals) for line in record["lines"]]
+        missed = [_goal(goal) for goal in record["goals"] if not goal["met"]]
+        goals = "; ".join(missed) or (f"all {len(record['goals'])} met" if record["goals"] else "")
+        first, *others = record["lines"]
+        return [
+            (number, record["title"], "", first, "", "", "", "", goals),
+            *(("", "", "", line, "", "", "", "", "") for line in others),
+        ]
     return [
         (number, record["title"], *_pair_cells(record, pair)) if place == 0 else ("", "", *_pair_cells(record, pair))
-        for place, pair in enumerate(record["pairs"])
+        for place, pair in enumerate(_shown(record))
     ]
+
+
+def _shown(record: Record) -> list[Record]:
+    return [pair for pair in record["pairs"] if pair["same_dtype"] or _goals_of(record, pair)]
 
 
 def _pair_cells(record: Record, pair: Record) -> tuple[str, ...]:

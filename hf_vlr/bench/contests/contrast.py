@@ -158,7 +158,7 @@ DISTINCT = Contest(
     enter=_against_pairs,
     roof=_roof,
     goals=_goals(OPEN_CLIP, distinct=True),
-    floors={OPEN_CLIP: 1.0},
+    floors={OPEN_CLIP: 0.8},
     turns=TURNS,
     needs=("open_clip",),
 )
@@ -170,7 +170,7 @@ DISTINCT_LABELLED = Contest(
     enter=_against_dense,
     roof=_roof,
     goals=_goals(DENSE, distinct=True),
-    floors={DENSE: 1.0},
+    floors={DENSE: 0.6},
     turns=TURNS,
 )
 DISTINCT_SHARP = Contest(
@@ -181,7 +181,7 @@ DISTINCT_SHARP = Contest(
     enter=partial(_against_pairs, scale=LARGEST),
     roof=_roof,
     goals=_goals(OPEN_CLIP, distinct=True),
-    floors={OPEN_CLIP: 1.0},
+    floors={OPEN_CLIP: 0.8},
     turns=TURNS,
     needs=("open_clip",),
 )
@@ -193,7 +193,7 @@ PROMPTED = Contest(
     enter=_against_pairs,
     roof=_roof,
     goals=_goals(OPEN_CLIP, distinct=False),
-    floors={OPEN_CLIP: 1.0},
+    floors={OPEN_CLIP: 6.0},
     turns=TURNS,
     needs=("open_clip",),
 )
@@ -205,6 +205,6 @@ PROMPTED_LABELLED = Contest(
     enter=_against_dense,
     roof=_roof,
     goals=_goals(DENSE, distinct=False),
-    floors={DENSE: 1.0},
+    floors={DENSE: 4.5},
     turns=TURNS,
 )
