@@ -25,6 +25,7 @@ def test_readme_shows_the_results_of_a_processor():
 @pytest.mark.parametrize("path", RESULTS, ids=lambda path: path.stem)
 def test_results_are_whole(path):
     results = read_results(path)
-    assert {entry.name for entry in BOARD} == set(results["lines"])
+    # the tests' own time is the one line that no test can wait for
+    assert {entry.name for entry in BOARD} - {"house-tests"} == set(results["lines"]) - {"house-tests"}
     assert {record["scale"] for record in results["lines"].values()} == {"full"}
     assert path.stem.startswith(results["hardware"]["chip"].lower().split()[0])

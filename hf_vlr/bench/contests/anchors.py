@@ -75,6 +75,6 @@ SELECTION = Contest(
     enter=_enter,
     roof=_roof,
     goals={"cpu": (Goal("speed", 25, LOOP),), "cuda": (Goal("speed", 100, LOOP),)},
-    floors={LOOP: 4.0},
+    floors={LOOP: 1.5},
     turns=Turns(runs=5),
 )

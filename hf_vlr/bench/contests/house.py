@@ -9,6 +9,7 @@ from typing import Any
 
 from hf_vlr.bench.contest import Study
 from hf_vlr.bench.setting import Setting
+from hf_vlr.errors import UserError
 from hf_vlr.timing import Turns, in_turns
 
 # what is started, as words after the interpreter; the first is what any Python program waits for
@@ -58,9 +59,12 @@ def _tests(setting: Setting) -> dict[str, Any]:
         text=True,
         check=False,
     )
-    said = re.findall(r"(\d+) (passed|failed|errors?|skipped)|in ([\d.]+)s", found.stdout.rpartition("\n")[0][-400:])
-    counts = {word: int(number) for number, word, _ in said if word}
-    seconds = max((float(taken) for *_, taken in said if taken), default=float("nan"))
+    # other packages may say something after pytest's last line
+    said = re.findall(r"^.*\b\d+ (?:passed|failed|error).* in [\d.]+s.*$", found.stdout, re.MULTILINE)
+    if not said:
+        raise UserError(f"the tests did not end (exit status {found.returncode}); see pytest -m 'not slow'")
+    counts = {word: int(number) for number, word in re.findall(r"(\d+) (passed|failed|errors?|skipped)", said[-1])}
+    seconds = float(re.search(r" in ([\d.]+)s", said[-1])[1])
     line = f"{', '.join(f'{number:,} {word}' for word, number in counts.items())} in {seconds:.0f} s"
     return {"lines": [line], "numbers": {**counts, "seconds": seconds}, "goals": []}
 
