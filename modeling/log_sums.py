@@ -22,8 +22,8 @@ from .backend import kernels_for
 from .products import add_weighed_rows, inner_products
 
 # One exponential around a common shift serves rows and columns while the logits of a tile lie this close
-# together: every factor stays within exp(-50) and N exp(50), with room for gradients of size 1/N, in float32.
-SHARED_SHIFT_SPAN = 100.0
+# together: in float32 every factor stays within exp(-50) and N exp(50), with room for gradients of size 1/N.
+SHARED_SHIFT_SPAN = {torch.float32: 100.0, torch.float64: 1200.0}
 
 # A tile stays in a CPU's cache; an accelerator wants few large ones.
 TILE_BYTES_CPU = 8 << 20
@@ -46,7 +46,7 @@ def two_sided_log_sum_exp(
     Returns:
         rows [N] and columns [U], in float64 where the device has it: a softmax is only as exact as its logarithm,
         whose rounding grows with tau. They are right wherever the logits lie: a tile whose logits spread too far for
-        one common shift takes its own maxima.
+        float32 is taken in float64, and beyond that by the maxima of its rows and columns.
     """
     rows, columns = log_sums(queries, keys, multiplicity, chunk_size)
     return log_sums_with_gradient(queries, keys, multiplicity, rows, columns, chunk_size)
@@ -68,7 +68,7 @@ def log_sums(
             tile_rows, tile_columns = (tile + multiplicity[block].log()).logsumexp(1), tile.logsumexp(0)
         else:
             tile.exp_()
-            tile_rows = (tile @ multiplicity[block]).to(wide).log_().add_(shift)
+            tile_rows = (tile @ multiplicity[block].to(tile.dtype)).to(wide).log_().add_(shift)
             tile_columns = tile.sum(0).to(wide).log_().add_(shift)
         rows[part] = torch.logaddexp(rows[part], tile_rows)
         columns[block] = torch.logaddexp(columns[block], tile_columns)
@@ -149,32 +149,38 @@ def weighted_sums(
 
 
 def _tiles(queries: Tensor, keys: Tensor, size: int | None) -> Iterator[tuple[slice, slice, Tensor, float | None]]:
-    """Parts of queries and of keys, their logits [n, w] less a shift, and the shift: None, and not taken off, where one
-    cannot serve every row and column. By Cauchy and Schwarz most often no logit is so large as to be looked at."""
+    """Parts of queries and of keys, their logits [n, w] less a shift, and the shift, as `_less_shift` says."""
     height, width = _tile_shape(queries, keys, size)
+    # by Cauchy and Schwarz most often no logit is so large as to be looked at
     largest = queries.norm(dim=1).amax() * keys.norm(dim=1).amax() if len(queries) else 0.0
-    near = 2.0 * float(largest) <= SHARED_SHIFT_SPAN
+    near = 2.0 * float(largest) <= SHARED_SHIFT_SPAN[keys.dtype]
     for left, top in product(range(0, len(keys), width), range(0, len(queries), height)):
         part, block = slice(top, top + height), slice(left, left + width)
         tile = inner_products(queries[part], keys[block])
-        shift = 0.0 if near else _middle(tile)
-        yield part, block, tile.sub_(shift) if shift else tile, shift
+        yield part, block, *((tile, 0.0) if near else _less_shift(tile))
 
 
 def _tile_shape(queries: Tensor, keys: Tensor, size: int | None) -> tuple[int, int]:
-    """Queries and keys in a tile, at most about twice as high as wide: few vectors are read for many logits."""
+    """Queries and keys in a tile, at most about eight times as high as wide: few vectors are read for many logits."""
     budget = TILE_BYTES_CPU if queries.device.type == "cpu" else TILE_BYTES_ACCELERATOR
     numbers = budget // queries.element_size()
-    blocks = math.ceil(len(keys) / math.sqrt(numbers / 2))
+    blocks = math.ceil(len(keys) / math.sqrt(numbers / 8))
     width = math.ceil(len(keys) / max(1, blocks)) or 1
     return size or max(1, numbers // width), width
 
 
-def _middle(tile: Tensor) -> float | None:
-    """About the middle of the tile's range, or None where the range is too wide for a common shift."""
+def _less_shift(tile: Tensor) -> tuple[Tensor, float | None]:
+    """The tile less about the middle of its range, and that; in float64 where the range is too wide for float32.
+
+    As it is, and None, where one shift cannot serve every row and column.
+    """
     low, high = torch.stack(tile.aminmax()).tolist()
-    # a whole number is the same in every dtype; nan and infinite logits go the other way and stay what they are
-    return float(round(0.5 * (low + high))) if high - low <= SHARED_SHIFT_SPAN else None
+    for dtype in (tile.dtype, widest(tile)):
+        # nan and infinite logits are in no range
+        if high - low <= SHARED_SHIFT_SPAN[dtype]:
+            shift = float(round(0.5 * (low + high)))  # a whole number is the same in every dtype
+            return tile.to(dtype).sub_(shift), shift
+    return tile, None
 
 
 def _tile_weights(tile: Tensor, shift: float | None, sums: tuple[Tensor, ...], scales: tuple[Tensor, ...]) -> Tensor:
@@ -185,8 +191,8 @@ def _tile_weights(tile: Tensor, shift: float | None, sums: tuple[Tensor, ...], s
         return (row_softmax + (tile - columns).exp_().mul_(column_scale)).to(tile.dtype)
     row_factor = (row_scale * (shift - rows).exp()).to(tile.dtype)
     column_factor = (column_scale * (shift - columns).exp()).to(tile.dtype)
-    factors = torch.addcmul(column_factor, row_factor[:, None], multiplicity)
-    return tile.exp_().mul_(factors)
+    factors = torch.addcmul(column_factor, row_factor[:, None], multiplicity.to(tile.dtype))
+    return tile.exp_().mul_(factors).to(multiplicity.dtype)
 
 
 def expected_logits(

@@ -37,7 +37,7 @@ def add_weighed_rows(sums: Tensor, weights: Tensor, rows: Tensor) -> None:
         size = [*sums.shape, 1, 1]
         sums.add_(torch.nn.grad.conv2d_weight(_pixels(rows), size, _pixels(weights)).reshape(sums.shape))
     else:
-        sums.addmm_(weights.T, rows)
+        torch.addmm(sums, weights.T, rows, out=sums)  # torch's counter of operations does not know addmm_
 
 
 def _convolves(rows: Tensor, vectors: Tensor) -> bool:

@@ -301,10 +301,10 @@ def test_what_is_not_finite_stays_visible(broken: float) -> None:
     assert image_text_label_loss(images, texts, torch.arange(5), torch.tensor(10.0)).isnan()
 
 
-@pytest.mark.parametrize("spread", [0.9, 1.1])
+@pytest.mark.parametrize("spread", [0.4, 0.6, 0.9, 1.1])
 def test_log_sums_on_either_side_of_the_shared_shift(spread: float) -> None:
-    """Both ways to a log-sum-exp, over logits that span a little less and a little more than the limit."""
-    height = spread * SHARED_SHIFT_SPAN
+    """All ways to a log-sum-exp, over logits that span a little less and a little more than the limits."""
+    height = spread * SHARED_SHIFT_SPAN[torch.float64]
     queries = torch.tensor([[0.0], [0.3], [1.0]], dtype=torch.float64).mul_(height).requires_grad_()
     keys = torch.tensor([[1.0], [0.0], [0.7]], dtype=torch.float64, requires_grad=True)
     multiplicity = torch.tensor([2.0, 0.0, 1.0], dtype=torch.float64)

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 from hf_vlr.modeling import products
 from hf_vlr.modeling.contrastive import image_text_label_loss, image_text_label_loss_reference
@@ -43,6 +44,14 @@ def test_sums_of_weighed_rows_are_added(library, rows, vectors, width, dtype):
     torch.testing.assert_close(
         sums.double(), before.double() + weights.double().T @ others.double(), rtol=1e-5, atol=1e-4
     )
+
+
+def test_both_ways_count_as_the_same_operations(library):
+    rows, vectors, weights = torch.ones(20, 6), torch.ones(9, 6), torch.ones(20, 9)
+    with FlopCounterMode(display=False) as counter:
+        inner_products(rows, vectors)
+        add_weighed_rows(vectors, weights, rows)
+    assert counter.get_total_flops() == 2 * 2 * 20 * 9 * 6
 
 
 def test_rows_need_not_lie_together(library):
