@@ -15,6 +15,7 @@ from torch.nn.functional import normalize
 
 from hf_vlr.bench.contest import Answers, Contest, Contestant, Roof
 from hf_vlr.bench.goals import Goal
+from hf_vlr.bench.kernels import with_kernels
 from hf_vlr.bench.setting import Setting
 from hf_vlr.modeling.contrastive import image_text_label_loss
 from hf_vlr.timing import Turns
@@ -118,8 +119,9 @@ def _against_pairs(setting: Setting, scale: float = START) -> Sequence[Contestan
         peers[COMPILED] = torch.compile(ClipLoss())
         if find_spec("inf_cl"):
             peers[INF_CL] = _streamed
+    ours = Contestant(OURS, _step(_lean(alone, text_index), leaves), ours=True, measures_memory=True)
     return [
-        Contestant(OURS, _step(_lean(alone, text_index), leaves), ours=True, measures_memory=True),
+        *with_kernels(ours, setting),
         *(
             Contestant(name, _step(_normalised(peer, text_index), leaves), measures_memory=True)
             for name, peer in peers.items()
@@ -130,8 +132,9 @@ def _against_pairs(setting: Setting, scale: float = START) -> Sequence[Contestan
 def _against_dense(setting: Setting, scale: float = START) -> Sequence[Contestant]:
     leaves, text_index = _leaves(setting, scale), _spoken(setting)
     labels = torch.arange(setting["pairs"], device=setting.device) % CLASSES
+    ours = Contestant(OURS, _step(_lean(labels, text_index), leaves), ours=True, measures_memory=True)
     return [
-        Contestant(OURS, _step(_lean(labels, text_index), leaves), ours=True, measures_memory=True),
+        *with_kernels(ours, setting),
         Contestant(DENSE, _step(_normalised(_dense(labels), text_index), leaves), measures_memory=True),
     ]
 

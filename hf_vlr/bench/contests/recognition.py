@@ -15,6 +15,7 @@ from torch.nn.functional import layer_norm, linear, normalize
 
 from hf_vlr.bench.contest import Answers, Contest, Contestant, Roof
 from hf_vlr.bench.goals import Goal
+from hf_vlr.bench.kernels import with_kernels
 from hf_vlr.bench.setting import Setting
 from hf_vlr.modeling.recognition import anchor_gram, anchor_rstd, language_guided_logits
 from hf_vlr.timing import Turns
@@ -120,8 +121,9 @@ def _step(logits: Logits, head: Head) -> Callable[[], Answers]:
 def _training(setting: Setting, detach_norm: bool) -> Sequence[Contestant]:
     head = _head(setting)
     original = partial(_formed, detach_norm=detach_norm)
+    ours = Contestant(OURS, _step(_folded(head, detach_norm), head), ours=True, measures_memory=True)
     return [
-        Contestant(OURS, _step(_folded(head, detach_norm), head), ours=True, measures_memory=True),
+        *with_kernels(ours, setting),
         Contestant(ORIGINAL, _step(original, head), measures_memory=True),
     ]
 
@@ -141,8 +143,8 @@ def _one_image(setting: Setting) -> Sequence[Contestant]:
         keys = _keys(head)
         short_keys = keys.bfloat16()
     contestants = [
-        Contestant(OURS, _prediction(_folded(head), head), ours=True),
-        Contestant(OURS_BF16, _prediction(_folded(short), short), dtype="bfloat16", ours=True),
+        *with_kernels(Contestant(OURS, _prediction(_folded(head), head), ours=True), setting),
+        *with_kernels(Contestant(OURS_BF16, _prediction(_folded(short), short), dtype="bfloat16", ours=True), setting),
         Contestant(ORIGINAL, _prediction(_formed, head)),
         Contestant(KEPT, _prediction(partial(_formed_by_class, keys=keys), head)),
         Contestant(KEPT_BF16, _prediction(partial(_formed_by_class, keys=short_keys), short), dtype="bfloat16"),

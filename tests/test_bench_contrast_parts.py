@@ -1,0 +1,38 @@
+"""Where the seconds of the contrast go: kinds of operations that add up."""
+
+import time
+
+import pytest
+import torch
+
+from hf_vlr.bench.contests.contrast_parts import EXPONENTIALS, PARTS, PRODUCTS, REST, seconds_by_kind
+from hf_vlr.bench.setting import Setting
+
+
+def test_seconds_go_to_what_spends_them():
+    square, few = torch.ones(400, 400), torch.ones(4, 4)
+    of_products = seconds_by_kind(lambda: (square @ square, few.exp()), runs=3)
+    assert of_products[PRODUCTS] > of_products[EXPONENTIALS] > 0
+    of_exponentials = seconds_by_kind(lambda: (few @ few, square.exp()), runs=3)
+    assert of_exponentials[EXPONENTIALS] > of_exponentials[PRODUCTS] > 0
+    assert seconds_by_kind(lambda: square.sort(), runs=1)[REST] > 0
+
+
+def test_the_kinds_add_up_to_a_call():
+    square = torch.randn(600, 600)
+
+    def call():
+        (square @ square).exp().sort()
+
+    found = sum(seconds_by_kind(call, runs=3).values())
+    start = time.perf_counter()
+    for _ in range(3):
+        call()
+    # a call within the profiler and one without: the machine may be busy in either
+    assert found == pytest.approx((time.perf_counter() - start) / 3, rel=0.8)
+
+
+def test_the_line_says_how_near_products_alone_come():
+    found = PARTS.measure(Setting(torch.device("cpu"), 1, {"pairs": 64, "texts": 64, "width": 8, "runs": 1}, "quick"))
+    assert {PRODUCTS, EXPONENTIALS, REST, "roof"} == set(found["numbers"])
+    assert "products alone" in found["lines"][0] and all(found["numbers"].values())
