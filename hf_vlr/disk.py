@@ -59,3 +59,8 @@ def error_number(error: BaseException) -> int | None:
     # safetensors writes in Rust, which has the number in its words only
     number = re.search(r"\(os error (\d+)\)", str(error)) if isinstance(error, SafetensorError) else None
     return int(number[1]) if number else None
+
+
+def megabytes(count: int) -> str:
+    """A size in bytes, to read."""
+    return f"{count / 1e6:,.1f} MB"

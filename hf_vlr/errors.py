@@ -22,3 +22,8 @@ class Stopped(UserError):
         name = signal.Signals(number).name
         super().__init__(f"stopped by {name} after step {step}, which is saved; go on with --resume")
         self.code = 128 + number
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error's text, else its kind: what others' errors contribute to one of ours."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -18,14 +18,14 @@ from transformers import AutoConfig, AutoImageProcessor, AutoTokenizer, PreTrain
 from hf_vlr.data.batches import Collator
 from hf_vlr.data.places import HUB_NAME
 from hf_vlr.data.source import ImageSource
-from hf_vlr.errors import UserError
+from hf_vlr.errors import UserError, first_line
 from hf_vlr.evaluation.caching import evaluation_cache
 from hf_vlr.evaluation.predictors import project
 from hf_vlr.features import StateCache, Tower, Transform, image_states, sentence_states, text_tower, vision_tower
 from hf_vlr.modeling import UniCLModel, VLLTRForImageClassification, VLLTRModel
 from hf_vlr.training.options import Recipe
 from hf_vlr.training.run_data import transforms
-from hf_vlr.training.tower_specs import UNLOADABLE, first_line
+from hf_vlr.training.tower_specs import UNLOADABLE
 
 OWN_TYPES = ("unicl", "vlltr")
 NO_HUB_NAME = "a model on the Hub is called ORG/NAME"

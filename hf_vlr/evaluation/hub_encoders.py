@@ -9,13 +9,13 @@ from torch import Tensor
 from transformers import MODEL_MAPPING, AutoImageProcessor, AutoModel, PreTrainedConfig, PreTrainedModel
 from transformers.utils import logging
 
-from hf_vlr.errors import UserError
+from hf_vlr.errors import UserError, first_line
 from hf_vlr.evaluation.encoders import Encoder, Tokenize, read_tokenizer
 from hf_vlr.evaluation.preprocessing import transform_of
 from hf_vlr.features import Tower, Transform
 from hf_vlr.modeling.towers import encode_image, text_length
 from hf_vlr.training.options import Recipe
-from hf_vlr.training.tower_specs import UNLOADABLE, first_line
+from hf_vlr.training.tower_specs import UNLOADABLE
 
 # trained on texts padded to their full length and without a mask
 FULL_LENGTH = ("siglip", "siglip2")

@@ -22,11 +22,10 @@ from torch import nn
 
 from hf_vlr.data.source import ImageSource
 from hf_vlr.data.transforms import read_for
-from hf_vlr.errors import UserError
+from hf_vlr.errors import UserError, first_line
 from hf_vlr.export.tracing import ONE_FILE_BYTES, quiet
 from hf_vlr.features import Transform
 from hf_vlr.randomness import numpy_generator
-from hf_vlr.training.tower_specs import first_line
 
 Pixels = npt.NDArray[np.float32]
 PRODUCTS = ("MatMul", "Gemm")

@@ -6,8 +6,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from hf_vlr.errors import UserError
-from hf_vlr.training.tower_specs import first_line
+from hf_vlr.errors import UserError, first_line
 
 Arrays = dict[str, npt.NDArray[Any]]
 

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from hf_vlr.disk import megabytes
 from hf_vlr.evaluation.table import render_table
 from hf_vlr.export.accuracy import FLOAT, INT8
 from hf_vlr.export.latency import Latency, Timing
@@ -76,8 +77,3 @@ def warnings_of(record: dict[str, Any]) -> list[str]:
             "repeat with --benchmark when it is idle"
         )
     return lines
-
-
-def megabytes(count: int) -> str:
-    """Bytes in words."""
-    return f"{count / 1e6:.1f} MB"

@@ -13,9 +13,8 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from hf_vlr.errors import UserError
+from hf_vlr.errors import UserError, first_line
 from hf_vlr.export.graphs import Graph
-from hf_vlr.training.tower_specs import first_line
 
 # what every onnxruntime since 1.17 reads
 OPSET = 20

@@ -10,7 +10,7 @@ from huggingface_hub import HfApi, constants, get_token
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, HTTPError, OfflineModeIsEnabled
 from huggingface_hub.utils import validate_repo_id
 
-from hf_vlr.errors import UserError
+from hf_vlr.errors import UserError, first_line
 
 AGAIN = "what is uploaded is not uploaded twice"
 REFUSED = {
@@ -127,8 +127,3 @@ def explain(error: HTTPError, repo_id: str, hints: Mapping[int, str] | None = No
     if status >= 500:
         return f"{repo_id}: the Hub is in trouble ({status}); start again later: {AGAIN}"
     return f"{repo_id}: the Hub refuses ({status}): {error.server_message or first_line(error)}"
-
-
-def first_line(error: Exception) -> str:
-    """The error in a few words."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -6,8 +6,8 @@ from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
 
-from hf_vlr.errors import UserError
-from hf_vlr.training.tower_specs import UNLOADABLE, first_line
+from hf_vlr.errors import UserError, first_line
+from hf_vlr.training.tower_specs import UNLOADABLE
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 

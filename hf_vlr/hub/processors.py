@@ -2,9 +2,9 @@
 
 from pathlib import Path
 
-from hf_vlr.errors import UserError
+from hf_vlr.errors import UserError, first_line
 from hf_vlr.hub.reading import read_json
-from hf_vlr.training.tower_specs import UNLOADABLE, first_line
+from hf_vlr.training.tower_specs import UNLOADABLE
 
 PROCESSORS = ("processor_config.json", "preprocessor_config.json")
 TOKENIZER_FILE = "tokenizer.json"

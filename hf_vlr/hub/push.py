@@ -11,6 +11,7 @@ from pathlib import Path
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
 from huggingface_hub.errors import EntryNotFoundError
 
+from hf_vlr.disk import megabytes
 from hf_vlr.errors import UserError
 from hf_vlr.hub.bundle import CARD, MANIFEST, Bundle, make_bundle
 from hf_vlr.hub.connection import check_name, claim, one_line_errors, open_hub, persist
@@ -148,8 +149,3 @@ def tell(bundle: Bundle, say: Say) -> None:
         say(f"{path:<{width}}  {bundle.size(path):>13,} bytes")
     say(f"{len(bundle.files)} files, {megabytes(sum(map(bundle.size, bundle.files)))}; nothing is uploaded\n")
     say(bundle.read(CARD).decode())
-
-
-def megabytes(size: int) -> str:
-    """A size to read."""
-    return f"{size / 1e6:,.1f} MB"

@@ -16,11 +16,11 @@ from transformers import (
 )
 from transformers.utils.logging import get_logger
 
-from hf_vlr.errors import UserError
+from hf_vlr.errors import UserError, first_line
 from hf_vlr.modeling import UniCLConfig, UniCLModel, VLLTRConfig, VLLTRModel
 from hf_vlr.randomness import seed_for
 from hf_vlr.training.options import Recipe
-from hf_vlr.training.tower_specs import UNLOADABLE, first_line, resolve_text, resolve_vision
+from hf_vlr.training.tower_specs import UNLOADABLE, resolve_text, resolve_vision
 
 logger = get_logger(__name__)
 DEFAULT_IMAGE_SIZE = 224

@@ -17,7 +17,7 @@ from transformers import AutoConfig
 from hf_vlr.data.batches import Collator
 from hf_vlr.data.source import ImageSource
 from hf_vlr.distributed import rank_and_world
-from hf_vlr.errors import UserError
+from hf_vlr.errors import UserError, first_line
 from hf_vlr.evaluation.fusion import choose_fusion_weight
 from hf_vlr.evaluation.predictors import Scores, project, recognise
 from hf_vlr.feature_synthesis import build_synthesis
@@ -36,7 +36,7 @@ from hf_vlr.training.options import PARTS, Recipe
 from hf_vlr.training.run_data import RunData, labelled, load_split, transforms
 from hf_vlr.training.run_folder import TEXTS_FILE, open_folder, save_model, write_evaluation
 from hf_vlr.training.tasks import Features, Task, image_features, real
-from hf_vlr.training.tower_specs import UNLOADABLE, first_line
+from hf_vlr.training.tower_specs import UNLOADABLE
 from hf_vlr.training.trainer import Trainer
 
 BALANCED_SAMPLERS = ("class-balanced", "over")

@@ -27,7 +27,7 @@ from transformers import (
 )
 from transformers.utils import cached_file
 
-from hf_vlr.errors import UserError
+from hf_vlr.errors import UserError, first_line
 from hf_vlr.modeling.configuration_unicl import tower_config
 from hf_vlr.training.tokenizer import train_tokenizer
 
@@ -197,11 +197,6 @@ def pretrained(location: str, side: str, load: Callable[..., T]) -> T:
         return load(location, trust_remote_code=False)
     except UNLOADABLE as error:
         raise UserError(f"model.{side}: cannot load {location!r}: {first_line(error)}") from error
-
-
-def first_line(error: Exception) -> str:
-    """The first line of an error's text, else its kind."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def pretrained_vision(location: str) -> VisionTower:

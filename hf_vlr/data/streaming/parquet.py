@@ -12,7 +12,7 @@ from datasets import Features, Image
 from hf_vlr.data.streaming import images
 from hf_vlr.data.streaming.files import ShardFile, digest_of
 from hf_vlr.data.streaming.store import FileStore, OpenBlocks
-from hf_vlr.errors import UserError
+from hf_vlr.errors import UserError, first_line
 
 # Files whose beginnings are read at a time.
 READERS = 8
@@ -115,7 +115,7 @@ def read_table(
         with file.open() as stream, pq.ParquetFile(stream, metadata=footer, pre_buffer=True) as reader:
             return reader.read_row_groups(list(groups), columns=list(columns), use_threads=False)
     except (pa.ArrowException, OSError) as error:
-        raise UserError(f"{file.name}: not a readable Parquet file ({_first_line(error)}); restore it") from error
+        raise UserError(f"{file.name}: not a readable Parquet file ({first_line(error)}); restore it") from error
 
 
 def features_of(schema: pa.Schema, described: Features | None = None) -> Features:
@@ -141,7 +141,7 @@ def _footer(file: ShardFile) -> pq.FileMetaData:
         with file.open() as stream:
             return pq.read_metadata(stream)
     except (pa.ArrowException, OSError) as error:
-        raise UserError(f"{file.name}: not a readable Parquet file ({_first_line(error)}); restore it") from error
+        raise UserError(f"{file.name}: not a readable Parquet file ({first_line(error)}); restore it") from error
 
 
 def _groups(number: int, footer: pq.FileMetaData, column: str) -> list[tuple[int, int, int, int]]:
@@ -171,7 +171,3 @@ def _neighbours(groups: list[tuple[int, int, int, int]]) -> list[list[tuple[int,
 def _mapped(path: Path) -> pa.Table:
     """An Arrow file, mapped into memory."""
     return pa.ipc.open_file(pa.memory_map(str(path))).read_all()
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]
