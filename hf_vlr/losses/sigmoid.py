@@ -28,6 +28,7 @@ from hf_vlr.losses.batch import (
 )
 from hf_vlr.modeling.contrastive import text_multiplicity
 from hf_vlr.modeling.log_sums import full_precision
+from hf_vlr.modeling.products import add_weighed_rows, inner_products
 
 # Beyond it log(1 + exp(x)) = x in float64 too; torch's default of 20 is off by 2e-9.
 SOFTPLUS_THRESHOLD = 37.0
@@ -116,7 +117,7 @@ class _SoftplusSums(torch.autograd.Function):
         sums = queries.new_empty(len(queries))
         for start in range(0, len(queries), chunk_size):
             part = slice(start, start + chunk_size)
-            tile = softplus(torch.addmm(bias, queries[part], keys.T), threshold=SOFTPLUS_THRESHOLD)
+            tile = softplus(inner_products(queries[part], keys).add_(bias), threshold=SOFTPLUS_THRESHOLD)
             torch.mv(tile, multiplicity, out=sums[part])
         ctx.save_for_backward(queries, keys, bias, multiplicity)
         ctx.chunk_size = chunk_size
@@ -135,11 +136,11 @@ class _SoftplusSums(torch.autograd.Function):
             scaled_queries, scaled_keys = queries * gradient[:, None], keys * multiplicity[:, None]
             for start in range(0, len(queries), ctx.chunk_size):
                 part = slice(start, start + ctx.chunk_size)
-                tile = torch.addmm(bias, queries[part], keys.T).sigmoid_()
+                tile = inner_products(queries[part], keys).add_(bias).sigmoid_()
                 if need_queries:
-                    torch.mm(tile, scaled_keys, out=queries_gradient[part])
+                    queries_gradient[part] = inner_products(tile, scaled_keys.T)
                 if need_keys:
-                    keys_gradient.addmm_(tile.T, scaled_queries[part])
+                    add_weighed_rows(keys_gradient, tile, scaled_queries[part])
                 if need_bias:
                     bias_gradient += gradient[part] @ (tile @ multiplicity)
             if need_queries:

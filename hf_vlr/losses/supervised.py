@@ -24,6 +24,7 @@ from hf_vlr.losses.batch import (
     wide_dtype,
 )
 from hf_vlr.modeling.log_sums import full_precision
+from hf_vlr.modeling.products import add_weighed_rows, inner_products
 
 
 def supervised_contrastive_loss(
@@ -127,17 +128,17 @@ class _LogSumExpOfOthers(torch.autograd.Function):
                     # row i as an anchor, and as one of the others of every anchor j: the logit is the same
                     as_other = (tile - highest).exp_().mul_(scale)
                     weights = as_other.addcmul_(tile.sub_(highest[part, None]).exp_(), scale[part, None])
-                    torch.mm(weights, vectors, out=result[part])
+                    result[part] = inner_products(weights, vectors.T)
                 else:
                     weights = tile.sub_(highest[part, None]).exp_().mul_(scale[part, None])
-                    result.index_add_(0, anchors[part], weights @ vectors)
-                    result.addmm_(weights.T, vectors[anchors[part]])
+                    result.index_add_(0, anchors[part], inner_products(weights, vectors.T))
+                    add_weighed_rows(result, weights, vectors[anchors[part]])
         return result, None, None, None
 
 
 def _logits_of_others(vectors: Tensor, anchors: Tensor) -> Tensor:
     """w_i · w_j [n, N] of the anchors i, -inf where j = i."""
-    return (vectors[anchors] @ vectors.T).scatter_(1, anchors[:, None], -torch.inf)
+    return inner_products(vectors[anchors], vectors).scatter_(1, anchors[:, None], -torch.inf)
 
 
 def _check(
