@@ -1,6 +1,7 @@
 """The scoreboard's room: what is kept of a measurement, what is judged, what is shown."""
 
 import json
+import re
 import time
 from dataclasses import replace
 
@@ -191,7 +192,9 @@ def test_the_table_shows_each_pair_once(record):
 def test_the_markdown_is_a_table(record):
     lines = markdown([record, record | {"not_run": "no such device"}]).splitlines()
     assert len({line.count("|") for line in lines}) == 1
-    assert lines[-1].count("not run") == 2
+    assert lines[-1].count("not run") == 2 and lines[0].endswith("| H200 |")
+    on_cuda = markdown([record], "cuda").splitlines()
+    assert on_cuda[0].endswith("| goal |") and "not run" not in on_cuda[-1]
     said = conditions({"hardware": hardware(CPU), "lines": {"toy": record}})
     assert "1 threads" not in said and "1 thread," in said and "seed 0" in said and "torch " in said
 
@@ -210,6 +213,15 @@ def test_names_of_lines_are_unique_and_known():
     assert board.entry_named(names[0]) is board.BOARD[0]
     with pytest.raises(UserError, match=f"did you mean {names[0]}"):
         board.entry_named(names[0] + "x")
+
+
+def test_the_help_names_lines_that_there_are():
+    said = cli.get_command(None, "bench").help.splitlines()
+    shown = [line.split() for line in said if line.strip().startswith("hf-vlr bench ")]
+    names = [word for words in shown for word in words[2:] if re.fullmatch(r"[a-z]+(-[a-z]+)+", word)]
+    assert len(names) >= 2
+    for name in names:
+        assert board.entry_named(name)
 
 
 def test_titles_and_sizes_of_all_lines():

@@ -7,7 +7,7 @@ import pytest
 
 from hf_vlr.bench.board import BOARD
 from hf_vlr.bench.results import read_results
-from hf_vlr.bench.table import conditions, markdown
+from hf_vlr.bench.table import document
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = sorted((ROOT / "hf_vlr" / "bench" / "results").glob("*.json"))
@@ -15,11 +15,7 @@ RESULTS = sorted((ROOT / "hf_vlr" / "bench" / "results").glob("*.json"))
 
 def test_readme_shows_the_results_of_a_processor():
     shown = re.search(r"<!-- scoreboard -->\n(.*?)\n<!-- /scoreboard -->", (ROOT / "README.md").read_text(), re.S)
-    tables = []
-    for path in RESULTS:
-        results = read_results(path)
-        tables.append(f"{markdown(list(results['lines'].values()))}\n\n{conditions(results)}")
-    assert shown and shown[1] in tables
+    assert shown and shown[1] in [document(read_results(path)) for path in RESULTS]
 
 
 @pytest.mark.parametrize("path", RESULTS, ids=lambda path: path.stem)

@@ -10,10 +10,22 @@ Record = dict[str, Any]
 COLUMNS = ("#", "measured", "against", "ours / theirs", "faster", "across dtypes", "less memory", "apart by", "goal")
 
 
-def markdown(lines: Sequence[Record], elsewhere: str = "H200") -> str:
-    """A table of records, one line for each of our contestants and each peer; `elsewhere` is a column of "not run"."""
-    header = (*COLUMNS, elsewhere)
-    rows = [(*row, "not run") for record in lines for row in table_rows(record)]
+# what the goals speak of beside a processor
+ACCELERATOR = "H200"
+
+
+def document(results: Record) -> str:
+    """A machine's results in Markdown: the table, and under it how they were measured."""
+    return f"{markdown(list(results['lines'].values()), results['hardware']['device'])}\n\n{conditions(results)}"
+
+
+def markdown(lines: Sequence[Record], device: str = "cpu") -> str:
+    """A table of records, one line for each of our contestants and each peer.
+
+    Beside what a processor did stands a column for the accelerator that has not run.
+    """
+    header, rest = (COLUMNS, ()) if device == "cuda" else ((*COLUMNS, ACCELERATOR), ("not run",))
+    rows = [(*row, *rest) for record in lines for row in table_rows(record)]
     table = [header, tuple("---" for _ in header), *rows]
     return "\n".join("| " + " | ".join(row) + " |" for row in table)
 

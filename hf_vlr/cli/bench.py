@@ -33,7 +33,7 @@ def command(names: tuple[str, ...], listing: bool, out: str, table: str | None, 
     \b
     hf-vlr bench --list
     hf-vlr bench                                      all of it
-    hf-vlr bench contrast-pairs head-train --threads 2
+    hf-vlr bench contrast-pairs head-training --threads 2
     hf-vlr bench --quick --out try                   does it run here?
     hf-vlr bench --table bench-results/my-cpu.json    as in the README
     """
@@ -51,12 +51,9 @@ def command(names: tuple[str, ...], listing: bool, out: str, table: str | None, 
 
 def _print_table(path: Path) -> None:
     from hf_vlr.bench.results import read_results
-    from hf_vlr.bench.table import conditions, markdown
+    from hf_vlr.bench.table import document
 
-    results = read_results(path)
-    say(markdown(list(results["lines"].values())))
-    say()
-    say(conditions(results))
+    say(document(read_results(path)))
 
 
 def _measure(
