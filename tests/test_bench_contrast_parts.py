@@ -1,12 +1,11 @@
 """Where the seconds of the contrast go: kinds of operations that add up."""
 
-import time
-
 import pytest
 import torch
 
 from hf_vlr.bench.contests.contrast_parts import EXPONENTIALS, PARTS, PRODUCTS, REST, seconds_by_kind
 from hf_vlr.bench.setting import Setting
+from hf_vlr.timing import Turns, in_turns
 
 
 def test_seconds_go_to_what_spends_them():
@@ -24,15 +23,12 @@ def test_the_kinds_add_up_to_a_call():
     def call():
         (square @ square).exp().sort()
 
-    found = sum(seconds_by_kind(call, runs=3).values())
-    start = time.perf_counter()
-    for _ in range(3):
-        call()
-    # a call within the profiler and one without: the machine may be busy in either
-    assert found == pytest.approx((time.perf_counter() - start) / 3, rel=0.8)
+    found = seconds_by_kind(call, runs=5)
+    # the machine may be busy while either is measured
+    assert sum(found.values()) == pytest.approx(in_turns({"": call}, Turns(runs=5))[""].median, rel=0.8)
 
 
 def test_the_line_says_how_near_products_alone_come():
     found = PARTS.measure(Setting(torch.device("cpu"), 1, {"pairs": 64, "texts": 64, "width": 8, "runs": 1}, "quick"))
     assert {PRODUCTS, EXPONENTIALS, REST, "roof"} == set(found["numbers"])
-    assert "products alone" in found["lines"][0] and all(found["numbers"].values())
+    assert "products alone" in found["lines"][0] and found["numbers"]["roof"] > 0
