@@ -16,9 +16,10 @@ from itertools import product
 
 import torch
 from torch import Tensor
-from torch.autograd.function import FunctionCtx, once_differentiable
+from torch.autograd.function import FunctionCtx
 
 from .backend import kernels_for
+from .derivatives import first_derivative_only
 from .products import add_weighed_rows, inner_products
 
 # One exponential around a common shift serves rows and columns while the logits of a tile lie this close
@@ -96,7 +97,7 @@ class _LogSums(torch.autograd.Function):
         return rows.clone(), columns.clone()
 
     @staticmethod
-    @once_differentiable
+    @first_derivative_only
     def backward(
         ctx: FunctionCtx, rows_gradient: Tensor, columns_gradient: Tensor
     ) -> tuple[Tensor | None, Tensor | None, None, None, None, None]:

@@ -27,9 +27,11 @@ from collections.abc import Iterator
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd.function import FunctionCtx, once_differentiable
+from torch.autograd.function import FunctionCtx
 
 from .backend import kernels_for
+from .derivatives import first_derivative_only
+from .log_sums import full_precision
 from .products import add_weighed_rows, inner_products
 
 # A tile stays in a CPU's cache; an accelerator wants few large ones.
@@ -46,7 +48,7 @@ def anchor_gram(anchors: Tensor) -> Tensor:
     Depends on frozen data alone, so a caller computes it once and passes it to `language_guided_logits`.
     """
     anchors = anchors.detach()
-    with _full_precision(anchors):
+    with full_precision(anchors):
         dtype = torch.promote_types(anchors.dtype, torch.float32)
         gram = torch.empty(*anchors.shape[:2], anchors.shape[1], dtype=dtype, device=anchors.device)
         for start, stop in _tiles(anchors, 0, dtype, None):
@@ -120,7 +122,7 @@ def language_guided_logits(
     Source: VL-LTR, language-guided recognition; ``detach_norm`` as in its iNaturalist models.
     """
     _check_shapes(x, anchors, anchor_mask, chunk_size, query_weight=query_weight, key_weight=key_weight)
-    with _full_precision(x):
+    with full_precision(x):
         dtype = torch.promote_types(x.dtype, torch.float32)
         width = x.shape[1]
         x = x.to(dtype)
@@ -252,7 +254,7 @@ class _AttendedCosine(torch.autograd.Function):
         return cosines, attention
 
     @staticmethod
-    @once_differentiable
+    @first_derivative_only
     def backward(
         ctx: FunctionCtx, cosines_gradient: Tensor, _attention_gradient: Tensor | None
     ) -> tuple[Tensor | None, ...]:
@@ -265,7 +267,7 @@ class _AttendedCosine(torch.autograd.Function):
             )
             return stacked_gradient, torch.zeros_like(norm_key_bias), None, None, None, None
         stacked_gradient = torch.zeros_like(stacked)
-        with _full_precision(stacked):
+        with full_precision(stacked):
             for start, stop in _tiles(anchors, len(stacked), stacked.dtype, ctx.chunk_size):
                 tile = _attend(stacked, *(t[start:stop] for t in frozen[:4]))
                 products = _products_gradient(*tile, rstd[start:stop], cosines_gradient[start:stop], ctx.detach_norm)
@@ -339,10 +341,6 @@ def _tiles(anchors: Tensor, vectors: int, dtype: torch.dtype, chunk_size: int | 
         chunk_size = max(1, budget // (sentences * numbers * dtype.itemsize))
     for start in range(0, classes, chunk_size):
         yield start, min(start + chunk_size, classes)
-
-
-def _full_precision(tensor: Tensor) -> torch.autocast:
-    return torch.autocast(device_type=tensor.device.type, enabled=False)
 
 
 def _check_shapes(x: Tensor, anchors: Tensor, anchor_mask: Tensor, chunk_size: int | None, **square: Tensor) -> None:

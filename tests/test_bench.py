@@ -250,7 +250,8 @@ def test_the_command_measures_writes_and_shows(tmp_path, monkeypatch):
     done = call("toy", "--out", tmp_path, "--quick", "--no-memory", "--threads", 1)
     assert done.exit_code == 0, done.output
     assert "ours against peer" in done.output
-    table = call("--table", results_path(tmp_path, hardware(CPU)))
+    table = call("--table", results_path(tmp_path, hardware(CPU), "quick"))
+    assert "quick sizes" in table.output
     assert "| 4 | 3 naps | peer |" in table.output
 
 

@@ -21,21 +21,21 @@ def found():
 def test_answers_are_the_naive_ports(found):
     answers = {name: one.call() for name, one in found.items()}
     assert list(answers) == [INT8, FLOAT32, TORCH, NAIVE]
-    for name, limit in ((FLOAT32, 1e-5), (TORCH, 1e-5), (INT8, 2e-2)):
+    for name, limit in ((FLOAT32, 1e-5), (TORCH, 1e-5), (INT8, 5e-2)):
         for key, wanted in answers[NAIVE].items():
             assert relative_distance(answers[name][key], wanted) < limit
     # int8 is another arithmetic, not the same under another name
-    assert not torch.equal(answers[INT8]["log-probabilities"], answers[FLOAT32]["log-probabilities"])
+    assert not torch.equal(answers[INT8]["of the five"], answers[FLOAT32]["of the five"])
 
 
 @pytest.mark.slow
 def test_the_five_are_the_likeliest_of_a_distribution(found):
     for one in found.values():
         answers = one.call()
-        logits = answers["log-probabilities"]
+        logits = answers["centred log-probabilities"]
         assert logits.shape == (1, SETTING["classes"])
-        assert logits.exp().sum().item() == pytest.approx(1, abs=1e-4)
-        assert torch.equal(answers["of the five"], logits.sort(descending=True).values[:, :5])
+        wanted = logits.log_softmax(-1).sort(descending=True).values[:, :5]
+        torch.testing.assert_close(answers["of the five"], wanted, atol=1e-4, rtol=0)
 
 
 @pytest.mark.slow

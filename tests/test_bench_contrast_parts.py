@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from hf_vlr.bench.contests.contrast_parts import EXPONENTIALS, PARTS, PRODUCTS, REST, seconds_by_kind
+from hf_vlr.bench.contests.contrast_parts import EXPONENTIALS, PARTS, PASSES, PRODUCTS, REST, seconds_by_kind
 from hf_vlr.bench.setting import Setting
 from hf_vlr.timing import Turns, in_turns
 
@@ -30,5 +30,5 @@ def test_the_kinds_add_up_to_a_call():
 
 def test_the_line_says_how_near_products_alone_come():
     found = PARTS.measure(Setting(torch.device("cpu"), 1, {"pairs": 64, "texts": 64, "width": 8, "runs": 1}, "quick"))
-    assert {PRODUCTS, EXPONENTIALS, REST, "roof"} == set(found["numbers"])
+    assert {PRODUCTS, EXPONENTIALS, PASSES, REST, "roof"} == set(found["numbers"])
     assert "products alone" in found["lines"][0] and found["numbers"]["roof"] > 0

@@ -68,6 +68,7 @@ def test_the_files_are_those_of_a_model_and_its_run(run):
         "configuration_embedding.py", "modeling_unicl.py", "modeling_vlltr.py", "modeling_clip_resnet.py",
         "modeling_embedding.py", "towers.py", "contrastive.py",
         "log_sums.py", "recognition.py", "products.py", "backend.py",
+        "derivatives.py",
     }  # fmt: skip
     assert json.loads(bundle.read("push.json")) == {"hf_vlr": __version__, "files": list(bundle.files)}
     assert "predictions.npz" in make_bundle(read_run(run), "org/fox", predictions=True).files
@@ -354,7 +355,7 @@ def test_a_dry_run_shows_files_and_card_and_asks_nobody(run, capsys, monkeypatch
     out = capsys.readouterr().out
     size = (run / "model.safetensors").stat().st_size
     assert re.search(rf"^model\.safetensors +{size:,} bytes$", out, re.MULTILINE)
-    assert "29 files, " in out
+    assert "30 files, " in out
     assert "\n# fox\n" in out
     assert "pushed" not in out
 

@@ -1,5 +1,6 @@
 """Ratios of speed at small sizes, with wide margins: whether a fast path has become slow. Run with `-m perf`."""
 
+import os
 from importlib.util import find_spec
 
 import pytest
@@ -11,21 +12,25 @@ from hf_vlr.bench.running import run
 from hf_vlr.bench.setting import Setting
 
 CONTESTS = [entry for entry in BOARD if isinstance(entry, Contest) and entry.floors and "cpu" in entry.devices]
+# products of the contrast take another way where there is more than one thread
+TURNS = [(contest, 1) for contest in CONTESTS] + [(contest, 2) for contest in CONTESTS if contest.row in (1, 2)]
 
 
 @pytest.mark.perf
-@pytest.mark.parametrize("contest", CONTESTS, ids=lambda contest: contest.name)
-def test_no_fast_path_has_become_slow(contest):
+@pytest.mark.parametrize(("contest", "threads"), TURNS, ids=lambda one: getattr(one, "name", one))
+def test_no_fast_path_has_become_slow(contest, threads):
+    if threads > len(os.sched_getaffinity(0)):
+        pytest.skip(f"fewer than {threads} cores")
     missing = [name for name in contest.needs if find_spec(name) is None]
     if missing:
         pytest.skip(f"{', '.join(missing)} not installed")
     cpu = torch.device("cpu")
-    record = run(contest, Setting(cpu, 1, contest.size_for("quick", "cpu"), "quick"), with_memory=False)
+    record = run(contest, Setting(cpu, threads, contest.size_for("quick", "cpu"), "quick"), with_memory=False)
     ours = record["contestants"][0]["name"]
     found = {pair["peer"]: pair for pair in record["pairs"] if pair["ours"] == ours}
     for peer, floor in contest.floors.items():
         speed = found[peer]["speed"]
-        print(f"{contest.name} against {peer}: {speed:.3g} times as fast (floor {floor})")
+        print(f"{contest.name} against {peer} on {threads}: {speed:.3g} times as fast (floor {floor})")
         assert speed >= floor
 
 

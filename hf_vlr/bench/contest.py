@@ -25,7 +25,8 @@ class Contestant:
     returns what it found, by name: values and gradients that others are compared with. dtype: of its arithmetic.
     ours: whether it is this package's. calls_of_whole: how many calls make the whole that a goal in seconds speaks of.
     items: how much one call does, where contestants do different amounts (images, sentences): ratios are per item.
-    measures_memory: whether its peak memory is of interest (a process of its own on a CPU).
+    measures_memory: whether its peak memory is of interest (a process of its own on a CPU). kept_bytes: what it keeps
+    from call to call beside inputs and weights, and others need not: it counts as memory of the call.
     """
 
     name: str
@@ -35,6 +36,7 @@ class Contestant:
     calls_of_whole: int = 1
     items: int = 1
     measures_memory: bool = False
+    kept_bytes: int = 0
 
 
 @dataclass(frozen=True)
@@ -54,7 +56,8 @@ class Contest:
     name: as given on the command line. row: its line of the board. title: with `{size names}` in braces.
     sizes: `full` on a CPU, `gpu` (else `full`) on an accelerator, `quick` in tests. enter: the contestants of a
     setting; those of this package first. goals: by `cpu` and `cuda`. floors: the least ratio to a peer at the `quick`
-    size on any CPU, far below what is measured. needs: import names beside the package's own requirements.
+    size on any CPU, far below what is measured. needs: import names beside the package's own requirements, which the
+    extra installs. item: what contestants count in their `items`.
     """
 
     name: str
@@ -68,6 +71,8 @@ class Contest:
     turns: Turns = field(default_factory=lambda: Turns(runs=5))
     devices: tuple[str, ...] = ("cpu", "cuda")
     needs: tuple[str, ...] = ()
+    extra: str = "bench"
+    item: str = ""
     note: str = ""
 
     def size_for(self, scale: str, device: str) -> Mapping[str, int]:
@@ -91,6 +96,7 @@ class Study:
     measure: Callable[[Setting], dict[str, Any]]
     devices: tuple[str, ...] = ("cpu", "cuda")
     needs: tuple[str, ...] = ()
+    extra: str = "bench"
     note: str = ""
 
     size_for = Contest.size_for

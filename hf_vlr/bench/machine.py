@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from hf_vlr.bench.contest import Roof
-from hf_vlr.hardware import chip
+from hf_vlr.hardware import chip, generation
 from hf_vlr.modeling.products import inner_products
 from hf_vlr.timing import Turns, in_turns
 
@@ -45,7 +45,8 @@ def measure_rates(device: torch.device, dtype: str) -> Rates:
 
 def hardware(device: torch.device) -> dict[str, str | int]:
     """What a result belongs to."""
-    return {"chip": chip(device), "device": device.type, "cores": len(os.sched_getaffinity(0))}
+    found = {"chip": chip(device), "device": device.type, "cores": len(os.sched_getaffinity(0))}
+    return found if device.type == "cuda" else {**found, "generation": generation()}
 
 
 def hardware_name(found: dict[str, str | int]) -> str:

@@ -1,16 +1,17 @@
 """Measuring one line of the scoreboard: a contest or a study to a record of plain numbers and words."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from importlib.util import find_spec
 from typing import Any
 
-from hf_vlr.bench.contest import Contest, Contestant, Study
+from hf_vlr.bench.contest import Answers, Contest, Contestant, Roof, Study
 from hf_vlr.bench.goals import Goal
-from hf_vlr.bench.machine import measure_rates
+from hf_vlr.bench.machine import Rates, measure_rates
 from hf_vlr.bench.memory import peak_mib
 from hf_vlr.bench.parity import parity
 from hf_vlr.bench.setting import Setting
+from hf_vlr.errors import UserError
 from hf_vlr.evaluation.versions import versions
 from hf_vlr.timing import Timing, in_turns, torch_threads
 
@@ -59,26 +60,44 @@ def why_not(entry: Contest | Study, setting: Setting) -> str:
     if setting.device.type not in entry.devices:
         return f"only on {' and '.join(entry.devices)}"
     missing = [name for name in entry.needs if find_spec(name) is None]
-    return f"{', '.join(missing)} not installed: install the extra [bench]" if missing else ""
+    return f"{', '.join(missing)} not installed: install the extra [{entry.extra}]" if missing else ""
 
 
 def _contest(contest: Contest, setting: Setting, with_memory: bool) -> Record:
     contestants = list(contest.enter(setting))
+    answers = {one.name: one.call() for one in contestants}
+    before = _rates(contest, setting)
     timings = in_turns({one.name: one.call for one in contestants}, contest.turns)
-    memory = {
-        one.name: peak_mib(contest, one, setting) if with_memory and one.measures_memory else None
-        for one in contestants
-    }
+    measured = [one for one in contestants if with_memory and one.measures_memory]
+    memory, trouble = _peaks(contest, measured, setting)
     found: Record = {
+        "item": contest.item,
         "turns": asdict(contest.turns),
-        "contestants": [_row(one, timings[one.name], memory[one.name]) for one in contestants],
-        "pairs": _pairs(contestants, timings, memory),
+        "contestants": [_row(one, timings[one.name], memory.get(one.name)) for one in contestants],
+        "pairs": _pairs(contestants, answers, timings, memory),
     }
+    if trouble:
+        found["trouble"] = trouble
     if contest.roof is not None:
-        found["roof"] = _roof(contest, setting, contestants, timings)
+        found["roof"] = _roof(contest.roof(setting), [*before, *_rates(contest, setting)], contestants[0], timings)
     goals = contest.goals.get(setting.device.type, ()) if setting.scale == "full" else ()
     found["goals"] = [_judged(goal, found) for goal in goals]
     return found
+
+
+def _peaks(
+    contest: Contest, contestants: Sequence[Contestant], setting: Setting
+) -> tuple[dict[str, float | None], list[str]]:
+    """MiB by name, and why some are missing: a process of its own may fail where this one did not."""
+    memory: dict[str, float | None] = {}
+    trouble = []
+    for one in contestants:
+        try:
+            found = peak_mib(contest, one, setting)
+            memory[one.name] = None if found is None else found + one.kept_bytes / 2**20
+        except UserError as error:
+            trouble.append(str(error))
+    return memory, trouble
 
 
 def _row(one: Contestant, timing: Timing, memory: float | None) -> Record:
@@ -94,15 +113,17 @@ def _row(one: Contestant, timing: Timing, memory: float | None) -> Record:
 
 
 def _pairs(
-    contestants: Sequence[Contestant], timings: dict[str, Timing], memory: dict[str, float | None]
+    contestants: Sequence[Contestant],
+    answers: Mapping[str, Answers],
+    timings: dict[str, Timing],
+    memory: dict[str, float | None],
 ) -> list[Record]:
     """Each of ours against each peer: times as fast by medians and by the best of all, times less memory, parity."""
-    answers = {one.name: one.call() for one in contestants}
     pairs = []
     for ours in (one for one in contestants if one.ours):
         for peer in (one for one in contestants if not one.ours):
             per_item = [timings[one.name] * (1 / one.items) for one in (ours, peer)]
-            taken = memory[ours.name], memory[peer.name]
+            taken = memory.get(ours.name), memory.get(peer.name)
             pairs.append(
                 {
                     "ours": ours.name,
@@ -118,18 +139,22 @@ def _pairs(
     return pairs
 
 
-def _roof(contest: Contest, setting: Setting, contestants: Sequence[Contestant], timings: dict[str, Timing]) -> Record:
-    """The machine's rates, and the share of them that the best run of our first contestant reaches."""
-    ours, roof = contestants[0], contest.roof(setting)
-    rates = measure_rates(setting.device, roof.dtype)
+def _rates(contest: Contest, setting: Setting) -> list[Rates]:
+    """What the machine can do now; it is asked before and after the contest, and its better answer counts."""
+    return [] if contest.roof is None else [measure_rates(setting.device, contest.roof(setting).dtype)]
+
+
+def _roof(roof: Roof, rates: Sequence[Rates], ours: Contestant, timings: dict[str, Timing]) -> Record:
+    """The machine's rates, and the share of them that the median run of our first contestant reaches."""
+    best = Rates(max(one.flops for one in rates), max(one.bytes for one in rates))
     return {
         "ours": ours.name,
-        "seconds": rates.seconds(roof),
-        "share": rates.seconds(roof) / timings[ours.name].best,
-        "limit": "product of matrices" if roof.flop / rates.flops >= roof.bytes / rates.bytes else "reading of memory",
+        "seconds": best.seconds(roof),
+        "share": best.seconds(roof) / timings[ours.name].median,
+        "limit": "product of matrices" if roof.flop / best.flops >= roof.bytes / best.bytes else "reading of memory",
         "dtype": roof.dtype,
-        "gflops": rates.flops / 1e9,
-        "gbytes": rates.bytes / 1e9,
+        "gflops": best.flops / 1e9,
+        "gbytes": best.bytes / 1e9,
     }
 
 

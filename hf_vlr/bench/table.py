@@ -1,5 +1,6 @@
 """Results as a table: Markdown for a document, lines for a terminal."""
 
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,13 +11,18 @@ Record = dict[str, Any]
 COLUMNS = ("#", "measured", "against", "ours / theirs", "faster", "across dtypes", "less memory", "apart by", "goal")
 
 
+# a median this many times the best run says that something else was running
+QUIET = 2.0
+
 # what the goals speak of beside a processor
 ACCELERATOR = "H200"
 
 
 def document(results: Record) -> str:
-    """A machine's results in Markdown: the table, and under it how they were measured."""
-    return f"{markdown(list(results['lines'].values()), results['hardware']['device'])}\n\n{conditions(results)}"
+    """A machine's results in Markdown: the table, under it how they were measured, and the notes of lines."""
+    lines = list(results["lines"].values())
+    notes = "".join(f"\n- {line['name']}: {line['note']}" for line in lines if line.get("note"))
+    return f"{markdown(lines, results['hardware']['device'])}\n\n{conditions(results)}" + (notes and f"\n{notes}")
 
 
 def markdown(lines: Sequence[Record], device: str = "cpu") -> str:
@@ -56,6 +62,8 @@ def _shown(record: Record) -> list[Record]:
 def _pair_cells(record: Record, pair: Record) -> tuple[str, ...]:
     ours, peer = (next(one for one in record["contestants"] if one["name"] == pair[key]) for key in ("ours", "peer"))
     times = f"{duration(_per_item(ours))} / {duration(_per_item(peer))}"
+    if record.get("item"):
+        times += f" per {record['item']}"
     speed = f"{pair['speed']:.3g}×"
     return (
         f"{peer['name']}" + ("" if ours is record["contestants"][0] else f" ({ours['name']})"),
@@ -64,8 +72,14 @@ def _pair_cells(record: Record, pair: Record) -> tuple[str, ...]:
         "" if pair["same_dtype"] else f"{speed} ({_short(pair['dtypes'][0])} : {_short(pair['dtypes'][1])})",
         "" if pair["memory"] is None else f"{pair['memory']:.3g}×",
         parity_words(pair["parity"]),
-        "; ".join(_goals_of(record, pair)),
+        "; ".join([*_goals_of(record, pair), *_roof_share(record, pair)]),
     )
+
+
+def _roof_share(record: Record, pair: Record) -> list[str]:
+    """The share of the machine's limit with the first pair, unless a goal says it."""
+    known = "roof" in record and all(goal.get("kind") != "roof" for goal in record["goals"])
+    return [f"{record['roof']['share']:.0%} of the roof"] if known and pair is record["pairs"][0] else []
 
 
 def _goals_of(record: Record, pair: Record) -> list[str]:
@@ -112,7 +126,7 @@ def told(record: Record) -> list[str]:
     if "pairs" not in record:
         lines += [f"   {line}" for line in record["lines"]]
     else:
-        lines += [f"   {_contestant_words(one)}" for one in record["contestants"]]
+        lines += [f"   {_contestant_words(one, record.get('item', ''))}" for one in record["contestants"]]
         lines += [f"   {_pair_words(pair)}" for pair in record["pairs"]]
     if "roof" in record:
         roof = record["roof"]
@@ -121,7 +135,21 @@ def told(record: Record) -> list[str]:
             f"{roof['dtype']}, {roof['gbytes']:.0f} GB/s)"
         )
     lines += [f"   goal {_goal(goal)}" + (f" ({goal['peer']})" if goal.get("peer") else "") for goal in record["goals"]]
-    return lines + ([f"   {record['note']}"] if record["note"] else [])
+    return lines + [
+        f"   {words}" for words in (*record.get("trouble", ()), *_disturbed(record), record["note"]) if words
+    ]
+
+
+def _disturbed(record: Record) -> list[str]:
+    """Which contestants were slower in the median than machines are by themselves."""
+    slowed = [
+        f"{one['name']} ({one['seconds']['median'] / one['seconds']['best']:.1f} times)"
+        for one in record.get("contestants", ())
+        if one["seconds"]["median"] > QUIET * one["seconds"]["best"]
+    ]
+    return (
+        [f"! the median is far above the best: {', '.join(slowed)}; let nothing else run, and again"] if slowed else []
+    )
 
 
 def listed(board: Sequence[Contest | Study]) -> list[tuple[str, ...]]:
@@ -129,9 +157,9 @@ def listed(board: Sequence[Contest | Study]) -> list[tuple[str, ...]]:
     return [(str(entry.row or "-"), entry.name, entry.title.format(**entry.size_for("full", "cpu"))) for entry in board]
 
 
-def _contestant_words(one: Record) -> str:
+def _contestant_words(one: Record, item: str) -> str:
     seconds, memory = one["seconds"], one["peak_mib"]
-    each = "" if one["items"] == 1 else f" for {one['items']:,}"
+    each = f" for {one['items']:,} {item}{'' if one['items'] == 1 else 's'}" if item else ""
     needs = "" if memory is None else f", {memory:,.0f} MiB"
     return (
         f"{one['name']} ({_short(one['dtype'])}): median {duration(seconds['median'])}, "
@@ -145,7 +173,7 @@ def _pair_words(pair: Record) -> str:
     apart = parity_words(pair["parity"])
     return (
         f"{pair['ours']} against {pair['peer']}: {pair['speed']:.3g} times as fast (best: {pair['speed_of_best']:.3g})"
-        f"{dtypes}{memory}" + (f"; apart by {apart}" if apart else "")
+        f"{dtypes}{memory}" + (f"; {'answers ' if apart == 'equal' else 'apart by '}{apart}" if apart else "")
     )
 
 
@@ -158,17 +186,24 @@ def _short(dtype: str) -> str:
 
 
 def conditions(results: Record) -> str:
-    """How results were measured, in one sentence, as far as all lines agree."""
+    """How results were measured, in a sentence; lines of other threads, seed or scale than the most are named."""
+    hardware = results["hardware"]
+    chip = ", ".join(filter(None, (hardware["chip"], hardware.get("generation", ""), f"{hardware['cores']} cores")))
     lines = [record for record in results["lines"].values() if "not_run" not in record]
+    if not lines:
+        return f"{chip}."
+    ways = Counter(_way(record) for record in lines)
+    (usual, _), *_ = ways.most_common(1)
     used: dict[str, set[str]] = {}
     for record in lines:
         for name, number in record["versions"].items():
             used.setdefault(name, set()).add(number)
-    threads = sorted({f"{number} thread{'s' if number > 1 else ''}" for number in (one["threads"] for one in lines)})
-    seeds = sorted({str(record["seed"]) for record in lines})
-    hardware = results["hardware"]
-    return (
-        f"{hardware['chip']}, {hardware['cores']} cores, {' or '.join(threads)}, seed {' or '.join(seeds)}; "
-        + ", ".join(f"{name} {' or '.join(sorted(numbers))}" for name, numbers in used.items())
-        + "."
-    )
+    versions = ", ".join(f"{name} {' or '.join(sorted(numbers))}" for name, numbers in used.items())
+    others = [f" {record['name']}: {_way(record)}." for record in lines if _way(record) != usual]
+    return f"{chip}, {usual}; {versions}.{''.join(others)}"
+
+
+def _way(record: Record) -> str:
+    threads, scale = record["threads"], record.get("scale", "full")
+    small = "" if scale == "full" else f", {scale} sizes, which say whether a line runs and not how fast"
+    return f"{threads} thread{'s' if threads > 1 else ''}, seed {record['seed']}{small}"

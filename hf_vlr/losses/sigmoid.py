@@ -14,7 +14,7 @@ texts keeps an absolute rounding error of about one unit in the last place of Σ
 
 import torch
 from torch import Tensor
-from torch.autograd.function import FunctionCtx, once_differentiable
+from torch.autograd.function import FunctionCtx
 from torch.nn.functional import logsigmoid, normalize, softplus
 
 from hf_vlr.losses.batch import (
@@ -27,6 +27,7 @@ from hf_vlr.losses.batch import (
     wide_dtype,
 )
 from hf_vlr.modeling.contrastive import text_multiplicity
+from hf_vlr.modeling.derivatives import first_derivative_only
 from hf_vlr.modeling.log_sums import full_precision
 from hf_vlr.modeling.products import add_weighed_rows, inner_products
 
@@ -124,7 +125,7 @@ class _SoftplusSums(torch.autograd.Function):
         return sums
 
     @staticmethod
-    @once_differentiable
+    @first_derivative_only
     def backward(ctx: FunctionCtx, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None, None, None]:
         queries, keys, bias, multiplicity = ctx.saved_tensors
         need_queries, need_keys, need_bias = ctx.needs_input_grad[:3]

@@ -12,7 +12,7 @@ else 8 n N D for n anchors.
 
 import torch
 from torch import Tensor
-from torch.autograd.function import FunctionCtx, once_differentiable
+from torch.autograd.function import FunctionCtx
 from torch.nn.functional import normalize
 
 from hf_vlr.losses.batch import (
@@ -23,6 +23,7 @@ from hf_vlr.losses.batch import (
     unit_vectors,
     wide_dtype,
 )
+from hf_vlr.modeling.derivatives import first_derivative_only
 from hf_vlr.modeling.log_sums import full_precision
 from hf_vlr.modeling.products import add_weighed_rows, inner_products
 
@@ -115,7 +116,7 @@ class _LogSumExpOfOthers(torch.autograd.Function):
         return totals.log() + highest
 
     @staticmethod
-    @once_differentiable
+    @first_derivative_only
     def backward(ctx: FunctionCtx, gradient: Tensor) -> tuple[Tensor, None, None, None]:
         vectors, anchors, highest, totals = ctx.saved_tensors
         scale = gradient / totals

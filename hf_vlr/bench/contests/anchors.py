@@ -67,6 +67,7 @@ SELECTION = Contest(
     name="anchor-selection",
     row=7,
     title="anchor selection, each of {sentences} sentences on {images} images of {classes} classes, D = {width}",
+    item="sentence",
     sizes={
         "full": {"sentences": 4096, "sample": 64, "images": 40_000, "classes": 1000, "width": 512},
         "gpu": {"sentences": 65_536, "sample": 512, "images": 400_000, "classes": 8142, "width": 512},

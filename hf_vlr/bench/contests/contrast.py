@@ -161,7 +161,7 @@ DISTINCT = Contest(
     enter=_against_pairs,
     roof=_roof,
     goals=_goals(OPEN_CLIP, distinct=True),
-    floors={OPEN_CLIP: 0.8},
+    floors={OPEN_CLIP: 1.0},
     turns=TURNS,
     needs=("open_clip",),
 )
@@ -173,7 +173,7 @@ DISTINCT_LABELLED = Contest(
     enter=_against_dense,
     roof=_roof,
     goals=_goals(DENSE, distinct=True),
-    floors={DENSE: 0.6},
+    floors={DENSE: 0.8},
     turns=TURNS,
 )
 DISTINCT_SHARP = Contest(
@@ -184,7 +184,7 @@ DISTINCT_SHARP = Contest(
     enter=partial(_against_pairs, scale=LARGEST),
     roof=_roof,
     goals=_goals(OPEN_CLIP, distinct=True),
-    floors={OPEN_CLIP: 0.8},
+    floors={OPEN_CLIP: 1.0},
     turns=TURNS,
     needs=("open_clip",),
 )

@@ -66,7 +66,8 @@ def _tests(setting: Setting) -> dict[str, Any]:
     counts = {word: int(number) for number, word in re.findall(r"(\d+) (passed|failed|errors?|skipped)", said[-1])}
     seconds = float(re.search(r" in ([\d.]+)s", said[-1])[1])
     line = f"{', '.join(f'{number:,} {word}' for word, number in counts.items())} in {seconds:.0f} s"
-    return {"lines": [line], "numbers": {**counts, "seconds": seconds}, "goals": []}
+    goal = {"text": "no test fails", "met": counts.keys() <= {"passed", "skipped"}}
+    return {"lines": [line], "numbers": {**counts, "seconds": seconds}, "goals": [goal]}
 
 
 STARTING = Study(
@@ -84,4 +85,6 @@ TESTING = Study(
     sizes={"full": {}, "quick": {}},
     measure=_tests,
     devices=("cpu",),
+    needs=("pytest",),
+    extra="dev",
 )

@@ -100,7 +100,8 @@ def _training(setting: Setting) -> Sequence[Contestant]:
 EVALUATION = Contest(
     name="images",
     row=8,
-    title="JPEG of {width} × {height} to normalised pixels of 224 × 224, images per second of one core",
+    title="JPEG of {width} × {height} to normalised pixels of 224 × 224, on one core",
+    item="image",
     sizes={
         "full": {"photographs": 8, "width": 500, "height": 375},
         "quick": {"photographs": 2, "width": 500, "height": 375},
@@ -129,7 +130,7 @@ LARGE = replace(
 TRAINING = replace(
     EVALUATION,
     name="images-training",
-    title="JPEG of {width} × {height} to a random crop of 224 × 224, normalised, images per second of one core",
+    title="JPEG of {width} × {height} to a random crop of 224 × 224, normalised, on one core",
     enter=_training,
     goals={},
     floors={OPEN_CLIP: 1.1},

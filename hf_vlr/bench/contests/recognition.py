@@ -92,9 +92,14 @@ def _formed_by_class(head: Head, keys: Tensor) -> Tensor:
     return head["logit_scale"] * (guided * normalize(head["x"], dim=-1)).sum(-1).T
 
 
+def _constants(anchors: Tensor) -> dict[str, Tensor]:
+    """What depends on the anchors alone."""
+    return {"gram": anchor_gram(anchors), "rstd": anchor_rstd(anchors)}
+
+
 def _folded(head: Head, detach_norm: bool = False) -> Logits:
     """Ours, with what depends on the anchors alone computed beforehand."""
-    constants = {"gram": anchor_gram(head["anchors"]), "rstd": anchor_rstd(head["anchors"])}
+    constants = _constants(head["anchors"])
 
     def logits(head: Head) -> Tensor:
         return language_guided_logits(**head, **constants, detach_norm=detach_norm)
@@ -121,7 +126,9 @@ def _step(logits: Logits, head: Head) -> Callable[[], Answers]:
 def _training(setting: Setting, detach_norm: bool) -> Sequence[Contestant]:
     head = _head(setting)
     original = partial(_formed, detach_norm=detach_norm)
-    ours = Contestant(OURS, _step(_folded(head, detach_norm), head), ours=True, measures_memory=True)
+    kept = sum(constant.nbytes for constant in _constants(head["anchors"]).values())
+    call = _step(_folded(head, detach_norm), head)
+    ours = Contestant(OURS, call, ours=True, measures_memory=True, kept_bytes=kept)
     return [
         *with_kernels(ours, setting),
         Contestant(ORIGINAL, _step(original, head), measures_memory=True),

@@ -28,8 +28,6 @@ from hf_vlr.timing import Turns
 from hf_vlr.training.tasks import text_features
 
 TEMPLATES = 80
-# open_clip's parts of a text tower
-OPEN_CLIP_PARTS = ("transformer.", "token_embedding.", "positional_embedding", "ln_final.", "text_projection")
 
 
 def spoken(setting: Setting) -> tuple[list[str], Tensor]:

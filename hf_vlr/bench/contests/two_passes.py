@@ -119,6 +119,7 @@ TWO_PASSES = Contest(
     name="two-passes",
     row=11,
     title="contrast of N = {pairs} pairs in pieces of {piece}, beside {whole} at once",
+    item="pair",
     sizes={
         "full": {"pairs": 2048, "whole": 2048, "piece": 256, "texts": 1000, **SMALL},
         "gpu": {"pairs": 32768, "whole": 1024, "piece": 1024, "texts": 1000, **VIT_B},
