@@ -27,7 +27,7 @@ from hf_vlr import UniCLConfig, UniCLModel, VLLTRConfig, VLLTRForImageClassifica
 CODE = {
     "configuration_unicl.py", "configuration_vlltr.py", "configuration_clip_resnet.py", "configuration_embedding.py",
     "modeling_unicl.py", "modeling_vlltr.py", "modeling_clip_resnet.py", "modeling_embedding.py", "towers.py",
-    "contrastive.py", "log_sums.py", "recognition.py", "products.py", "backend.py",
+    "contrastive.py", "log_sums.py", "recognition.py", "products.py", "derivatives.py", "backend.py",
 }  # fmt: skip
 TOWERS = [
     ("clip", "clip"),

@@ -65,8 +65,7 @@ def test_the_contrast_by_the_counter():
     counted = measure_flops(lambda: image_text_label_loss(images, texts, labels, torch.tensor(10.0), text_index=index))
     expected = contrast_flops(12, 7, 16)
     assert counted.forward == expected.forward == 2 * 12 * 7 * 16
-    # one of the three products of the backward pass is written in place, which torch's counter does not see
-    assert counted.backward + counted.forward == expected.backward
+    assert counted.backward == expected.backward
 
 
 def test_without_memory_the_same_is_counted():
