@@ -17,6 +17,7 @@ from hf_vlr.bench.contest import Study
 from hf_vlr.bench.machine import hardware
 from hf_vlr.bench.results import keep, read_results, results_path
 from hf_vlr.bench.sitting import alone, measure_lines
+from hf_vlr.bench.table import conditions, document
 from hf_vlr.cli.main import cli
 from hf_vlr.errors import UserError
 
@@ -153,12 +154,17 @@ def test_tables_and_lists_of_some_lines(tmp_path):
     assert len(call("images", "--list").output.splitlines()) == 1
 
 
+def test_lines_of_one_note_share_it(tmp_path):
+    path = results_path(tmp_path, hardware(CPU))
+    for name, note in {"a": "why", "b": "", "c": "why"}.items():
+        keep(path, hardware(CPU), {**RECORD, "name": name, "lines": ["found"], "note": note})
+    assert document(read_results(path)).endswith("\n- a, c: why")
+
+
 def test_lines_of_other_conditions_are_named(tmp_path):
     path = results_path(tmp_path, hardware(CPU))
     for name, changed in {"a": {}, "b": {}, "c": {"threads": 2}, "d": {"scale": "quick"}}.items():
         keep(path, hardware(CPU), {**RECORD, "name": name, "lines": ["found"], **changed})
-    from hf_vlr.bench.table import conditions
-
     results = read_results(path)
     said = conditions(results)
     assert "1 thread, seed 0;" in said and "c: 2 threads, seed 0." in said and "a:" not in said

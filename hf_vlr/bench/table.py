@@ -21,7 +21,11 @@ ACCELERATOR = "H200"
 def document(results: Record) -> str:
     """A machine's results in Markdown: the table, under it how they were measured, and the notes of lines."""
     lines = list(results["lines"].values())
-    notes = "".join(f"\n- {line['name']}: {line['note']}" for line in lines if line.get("note"))
+    names: dict[str, list[str]] = {}
+    for line in lines:
+        if line.get("note"):
+            names.setdefault(line["note"], []).append(line["name"])
+    notes = "".join(f"\n- {', '.join(of)}: {note}" for note, of in names.items())
     return f"{markdown(lines, results['hardware']['device'])}\n\n{conditions(results)}" + (notes and f"\n{notes}")
 
 
