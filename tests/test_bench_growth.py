@@ -1,6 +1,7 @@
 """How costs grow: slopes of known laws, formulas that count what is computed, and shares that add up."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -71,7 +72,7 @@ def test_the_largest_noise_that_is_tolerated():
 
 @pytest.mark.slow
 def test_processes_share_the_operations_of_one():
-    found = growth.GROWTH.measure(setting())
+    found = growth.GROWTH.measure(replace(setting(), scale="full"))
     shared = found["numbers"]["sharded contrast by R"]
     assert shared["values"] == [1, 2]
     assert shared["gflop"][0] * 1e9 == counted(growth.contrast_step(CPU, 64, 64, 16))

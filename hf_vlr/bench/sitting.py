@@ -1,7 +1,9 @@
 """A sitting at the scoreboard: several lines one after the other, each kept as soon as it is measured."""
 
+import hashlib
 import signal
 import subprocess
+import tempfile
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -72,13 +74,16 @@ def measure_lines(
 def alone(path: Path) -> Iterator[None]:
     """A block in which no other process measures into `path`: two at once would slow each other down, and lose lines.
 
-    Raises UserError where one does, or where nothing can be written beside `path`.
+    Raises UserError where one does, or where nothing can be written into its folder.
     """
-    place = path.with_name(f".{path.name}.lock")
+    # not beside the file: a folder of results may be part of a package
+    digest = hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:16]
+    place = Path(tempfile.gettempdir()) / f"hf-vlr-bench-{digest}.lock"
     lock = FileLock(place, timeout=0)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        lock.acquire()
+        with tempfile.TemporaryFile(dir=path.parent):
+            lock.acquire()
     except Timeout as error:
         raise UserError(
             f"another hf-vlr bench measures into {path}; wait for it: two at once slow each other down"

@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import partial
-from multiprocessing import get_context
+from multiprocessing import active_children, get_context
 from pathlib import Path
 from typing import Any
 
@@ -161,7 +161,13 @@ def shares(size: Mapping[str, int]) -> dict[int, dict[str, float]]:
     worlds = [world for world in STEPS if world <= size["ranks"]]
     pool = ProcessPoolExecutor(size["ranks"], mp_context=get_context("spawn"), initializer=end_with_parent)
     with tempfile.TemporaryDirectory() as folder, pool as processes:
-        found = list(processes.map(partial(share, folder, dict(size), worlds), range(size["ranks"])))
+        try:
+            found = list(processes.map(partial(share, folder, dict(size), worlds), range(size["ranks"])))
+        except BaseException:
+            # processes wait for each other: those that have begun would wait for those that never will
+            for child in active_children():
+                child.kill()
+            raise
     names = ("flop", "seconds")
     return {world: {name: max(one[world][name] for one in found[:world]) for name in names} for world in worlds}
 
