@@ -72,7 +72,7 @@ def test_ratios_are_per_item_and_by_medians(record):
     same, across = record["pairs"]
     times = {one["name"]: one["seconds"]["median"] for one in record["contestants"]}
     assert same["speed"] == pytest.approx(times["peer"] / 2 / times["ours"])
-    assert 2 < same["speed"] < 5.1
+    assert 1 < same["speed"] < 10  # naps of ten times the length, for two items
     assert same["same_dtype"] and not across["same_dtype"]
     assert across["dtypes"] == ["bfloat16", "float32"]
     assert same["memory"] is None
