@@ -271,6 +271,10 @@ def test_a_study_states_its_goals_once():
     assert [row[1] + row[3] + row[-1] for row in table_rows(study)] == ["slopesoneall 2 met", "two"]
     study["goals"] = [goals[0], {"text": "b", "met": False}]
     assert table_rows(study)[0][-1] == "b: missed"
+    study["goals"] = goals[:1]
+    assert table_rows(study)[0][-1] == "met"
+    study["goals"] = []
+    assert table_rows(study)[0][-1] == ""
 
 
 def test_ratios_across_dtypes_without_a_goal_stay_in_the_file(record):

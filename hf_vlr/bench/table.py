@@ -47,7 +47,8 @@ def table_rows(record: Record) -> list[tuple[str, ...]]:
         return [(number, record["title"], "", f"not run: {record['not_run']}", "", "", "", "", "")]
     if "pairs" not in record:
         missed = [_goal(goal) for goal in record["goals"] if not goal["met"]]
-        goals = "; ".join(missed) or (f"all {len(record['goals'])} met" if record["goals"] else "")
+        met = ("", "met", f"all {len(record['goals'])} met")[min(len(record["goals"]), 2)]
+        goals = "; ".join(missed) or met
         first, *others = record["lines"]
         return [
             (number, record["title"], "", first, "", "", "", "", goals),
