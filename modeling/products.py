@@ -2,7 +2,7 @@
 """Products of matrices, each in the way that is fastest where its numbers lie.
 
 The BLAS of torch's x86 packages uses the widest instructions on the processors of its maker alone. oneDNN, which
-computes convolutions, uses them on all: there a large product in float32 is a 1 x 1 convolution, about twice as fast.
+computes convolutions, uses them on all: there a large product in float32 is a 1 x 1 convolution, which is faster.
 """
 
 from __future__ import annotations

@@ -37,9 +37,9 @@ def sleeper(name, seconds, value=1.0, **given):
 def enter(setting):
     assert setting["n"] == 3
     return [
-        sleeper("ours", 0.002, ours=True, calls_of_whole=10),
-        sleeper("ours bf16", 0.001, value=1.1, ours=True, dtype="bfloat16"),
-        sleeper("peer", 0.02, items=2),
+        sleeper("ours", 0.006, ours=True, calls_of_whole=10),
+        sleeper("ours bf16", 0.003, value=1.1, ours=True, dtype="bfloat16"),
+        sleeper("peer", 0.06, items=2),
     ]
 
 
@@ -72,7 +72,7 @@ def test_ratios_are_per_item_and_by_medians(record):
     same, across = record["pairs"]
     times = {one["name"]: one["seconds"]["median"] for one in record["contestants"]}
     assert same["speed"] == pytest.approx(times["peer"] / 2 / times["ours"])
-    assert 1 < same["speed"] < 10  # naps of ten times the length, for two items
+    assert 2 < same["speed"] < 8  # naps of ten times the length, for two items
     assert same["same_dtype"] and not across["same_dtype"]
     assert across["dtypes"] == ["bfloat16", "float32"]
     assert same["memory"] is None

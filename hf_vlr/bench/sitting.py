@@ -23,7 +23,17 @@ from hf_vlr.disk import refused
 from hf_vlr.errors import UserError, first_line
 
 # what peers and libraries raise where they cannot do a piece of work: memory, versions, files
-FAILURES = (RuntimeError, ValueError, TypeError, AttributeError, LookupError, OSError, MemoryError, ImportError)
+FAILURES = (
+    RuntimeError,
+    ValueError,
+    TypeError,
+    AttributeError,
+    LookupError,
+    OSError,
+    MemoryError,
+    ImportError,
+    subprocess.SubprocessError,
+)
 ENDING = (signal.SIGTERM, signal.SIGHUP) if hasattr(signal, "SIGHUP") else (signal.SIGTERM,)
 
 
@@ -57,7 +67,7 @@ def measure_lines(
             setting = Setting(device, threads or torch.get_num_threads(), size, scale, seed)
             try:
                 record = run(entry, setting, with_memory=with_memory)
-            except (*FAILURES, subprocess.SubprocessError) as error:
+            except FAILURES as error:
                 failed.append(entry.name)
                 say(f"{entry.row or '-'}  {entry.name}: failed ({type(error).__name__}: {first_line(error)})")
                 continue

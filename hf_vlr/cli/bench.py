@@ -28,7 +28,7 @@ def command(names: tuple[str, ...], listing: bool, out: str, table: str | None, 
     across dtypes are kept apart from those in one dtype. Needs the extra [bench].
 
     Each NAME's numbers replace its earlier ones in DIR/MACHINE.json, line by line, so that nothing is lost when you
-    stop; without a NAME all are measured (about half an hour on two cores; let nothing else run). --list and --table
+    stop; without a NAME all are measured (about 40 minutes on two cores; let nothing else run). --list and --table
     take NAMEs too.
 
     \b
